@@ -1,0 +1,5 @@
+"""``python -m unalike`` is the command line."""
+
+from unalike.cli import main
+
+main()

@@ -1,0 +1,219 @@
+"""The folder format that cohorts and samples share: records, images, and the sums the audit needs.
+
+``images.zarr`` is one uncompressed array (N, C, H, W) of uint8 or uint16, a few hundred images a chunk;
+``records.parquet`` has one row per image, in the same order, with the columns of `SCHEMA`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+
+from unalike import folders
+from unalike.errors import FolderError
+from unalike.folders import Header
+from unalike.records import IntArray, TextArray
+
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+SCHEMA = pa.schema(
+    [
+        ("subject", pa.string()),  # keyed pseudonym of the patient; "sample-000017" for synthetic images
+        ("source", pa.string()),  # keyed pseudonym of the file or volume
+        ("slice", pa.int32()),  # index along the slicing axis; −1 for pictures
+        ("label", pa.string()),  # class; "" where there is none
+        ("role", pa.string()),  # train, holdout, or synthetic
+        ("seed", pa.int64()),  # random stream of a synthetic image; −1 for real ones
+        ("digest", pa.string()),  # SHA-256 of the pixels: equal digests are pixel-identical images
+        ("sums", pa.list_(pa.int64())),  # Σa of each channel
+        ("squares", pa.list_(pa.int64())),  # Σa² of each channel
+    ]
+)
+
+# Chunks near 32 MiB: large enough to read at disk speed, small enough to hold a few in memory.
+CHUNK_BYTES = 32 * 2**20
+LARGEST_CHUNK_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A finished cohort or samples folder, opened. Records are in memory, images stay on disk."""
+
+    path: Path
+    header: Header
+    records: pa.Table
+
+    @cached_property
+    def images(self) -> Any:
+        """The zarr array (N, C, H, W); slicing it reads from disk."""
+        return zarr.open_array(self.path / folders.IMAGES, mode="r")
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels, in order."""
+        return tuple(self.header.content["channels"])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return int(self.header.content["height"]), int(self.header.content["width"])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """``uint8`` or ``uint16``."""
+        return np.dtype(self.header.content["dtype"])
+
+    @property
+    def digest(self) -> str:
+        """Digest by which other headers name this folder."""
+        return folders.digest_of(self.path, kind=self.header.kind)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return int(self.records.num_rows)
+
+    def column(self, name: str) -> TextArray:
+        """One text column of the records as a NumPy array."""
+        return np.asarray(self.records[name].to_pylist(), dtype=np.str_)
+
+    def numbers(self, name: str) -> IntArray:
+        """One integer column as int64: (N,), or (N, C) for ``sums`` and ``squares``."""
+        return np.asarray(self.records[name].to_pylist(), dtype=np.int64)
+
+    def rows(self, role: str) -> IntArray:
+        """Indices of the images with this role, ascending."""
+        return np.flatnonzero(self.column("role") == role).astype(np.int64)
+
+    def read(self, rows: IntArray) -> Pixels:
+        """Pixels of these images, (len(rows), C, H, W), in the order asked for."""
+        if len(rows) == 0:
+            return np.empty((0, len(self.channels), *self.size), dtype=self.dtype)
+        ordered, back = np.unique(rows, return_inverse=True)
+        if len(ordered) == ordered[-1] - ordered[0] + 1:
+            block = self.images[int(ordered[0]) : int(ordered[-1]) + 1]
+        else:
+            block = self.images.oindex[ordered]
+        pixels: Pixels = np.asarray(block)[back]
+        return pixels
+
+
+def open_images(path: str | Path, *, kind: str = "cohort") -> ImageFolder:
+    """Open a finished ``cohort`` or ``samples`` folder.
+
+    Raises `FolderError` if it is missing, unfinished, or of another kind or schema, or if records and images
+    do not fit each other.
+    """
+    path = Path(path)
+    header = folders.read_header(path, kind=kind)
+    try:
+        records = pq.read_table(path / folders.RECORDS, schema=SCHEMA)
+        opened = ImageFolder(path=path, header=header, records=records)
+        shape = tuple(opened.images.shape)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise FolderError(f"{path} is damaged ({error}). Make the folder again.") from error
+    if shape != (len(opened), len(opened.channels), *opened.size):
+        raise FolderError(f"{path} is damaged: {shape} images for {len(opened)} records. Make the folder again.")
+    return opened
+
+
+def digest_pixels(image: Pixels) -> str:
+    """SHA-256 of one image's shape, depth and pixels."""
+    head = f"{image.shape}{image.dtype.str}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def sum_pixels(images: Pixels) -> tuple[IntArray, IntArray]:
+    """Exact Σa and Σa² of each image and channel: two int64 arrays (n, C) from images (n, C, H, W)."""
+    wide = images.reshape(*images.shape[:2], -1).astype(np.int64)
+    return wide.sum(axis=2), np.einsum("ncp,ncp->nc", wide, wide)
+
+
+def chunk_images(channels: int, height: int, width: int, dtype: np.dtype[Any]) -> int:
+    """Images per chunk for this geometry."""
+    return max(1, min(LARGEST_CHUNK_IMAGES, CHUNK_BYTES // (channels * height * width * dtype.itemsize)))
+
+
+class ImageWriter:
+    """Writes images and records of a cohort or samples folder, chunk by chunk, in order.
+
+    The folder has been begun with `folders.begin_folder`; `close` writes the records and returns the
+    ``content`` of the header, which the caller completes and hands to `folders.finish_folder`.
+    """
+
+    def __init__(
+        self, out: Path, *, channels: Sequence[str], height: int, width: int, dtype: np.dtype[Any]
+    ) -> None:
+        """Create the empty array in ``out``."""
+        self.out, self.channels, self.height, self.width, self.dtype = out, tuple(channels), height, width, dtype
+        self.chunk = chunk_images(len(self.channels), height, width, dtype)
+        self.array = zarr.create_array(
+            store=out / folders.IMAGES,
+            shape=(0, len(self.channels), height, width),
+            chunks=(self.chunk, len(self.channels), height, width),
+            dtype=dtype,
+            compressors=None,
+            overwrite=True,
+        )
+        self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        self.waiting: list[Pixels] = []
+
+    def append(self, image: Pixels, record: Mapping[str, Any]) -> None:
+        """Add one image (C, H, W) with its record; digest and sums are computed here."""
+        if image.shape != (len(self.channels), self.height, self.width) or image.dtype != self.dtype:
+            raise ValueError(f"image {image.shape} {image.dtype} does not fit the folder")
+        sums, squares = sum_pixels(image[None])
+        full = {"slice": -1, "label": "", "seed": -1} | dict(record)
+        full |= {"digest": digest_pixels(image), "sums": sums[0].tolist(), "squares": squares[0].tolist()}
+        for name in SCHEMA.names:
+            self.columns[name].append(full[name])
+        self.waiting.append(image)
+        if len(self.waiting) == self.chunk:
+            self._flush()
+
+    def _flush(self) -> None:
+        begin = self.array.shape[0]
+        self.array.resize((begin + len(self.waiting), len(self.channels), self.height, self.width))
+        self.array[begin:] = np.stack(self.waiting)
+        self.waiting = []
+
+    def close(self, *, roles: Sequence[str] | None = None) -> dict[str, Any]:
+        """Write what is waiting and the records; ``roles`` replaces the column, when it is drawn last."""
+        if self.waiting:
+            self._flush()
+        if roles is not None:
+            self.columns["role"] = list(roles)
+        pq.write_table(pa.table(self.columns, schema=SCHEMA), self.out / folders.RECORDS)
+        return {
+            "channels": list(self.channels),
+            "height": self.height,
+            "width": self.width,
+            "dtype": self.dtype.name,
+            "images": len(self.columns["digest"]),
+            "images_digest": hashlib.sha256("".join(self.columns["digest"]).encode()).hexdigest(),
+            "records_digest": folders.digest_file(self.out / folders.RECORDS),
+        }
+
+
+def iterate_blocks(folder: ImageFolder, rows: IntArray, *, size: int | None = None) -> Iterator[tuple[int, Pixels]]:
+    """Yield (position of the first row, pixels) over ``rows`` (ascending) in blocks of at most ``size`` images.
+
+    Blocks follow the chunks on disk by default, so that each chunk is read once.
+    """
+    if size is None:
+        chunk = int(folder.images.chunks[0])
+        edges = np.flatnonzero(np.diff(rows // chunk)) + 1
+    else:
+        edges = np.arange(size, len(rows), size)
+    for block in np.split(np.arange(len(rows)), edges):
+        if len(block):
+            yield int(block[0]), folder.read(rows[block])

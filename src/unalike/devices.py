@@ -1,0 +1,27 @@
+"""Which processor torch works on, and what it can do."""
+
+from __future__ import annotations
+
+import torch
+
+from unalike.errors import SettingsError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Device for ``name``: ``auto`` (CUDA if there is one, else CPU), ``cpu``, ``cuda`` or ``cuda:1``."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(f"--device {name} is unknown. Use auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"--device {name}: torch sees no CUDA device here. Use --device cpu.")
+    return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 run in hardware (and are worth it) on ``device``."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
