@@ -22,6 +22,7 @@ import zarr
 from unalike import folders
 from unalike.errors import FolderError
 from unalike.folders import Header
+from unalike.images.moments import sum_pixels
 from unalike.records import IntArray, TextArray
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -130,12 +131,6 @@ def digest_pixels(image: Pixels) -> str:
     """SHA-256 of one image's shape, depth and pixels."""
     head = f"{image.shape}{image.dtype.str}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).hexdigest()
-
-
-def sum_pixels(images: Pixels) -> tuple[IntArray, IntArray]:
-    """Exact Σa and Σa² of each image and channel: two int64 arrays (n, C) from images (n, C, H, W)."""
-    wide = images.reshape(*images.shape[:2], -1).astype(np.int64)
-    return wide.sum(axis=2), np.einsum("ncp,ncp->nc", wide, wide)
 
 
 def chunk_images(channels: int, height: int, width: int, dtype: np.dtype[Any]) -> int:

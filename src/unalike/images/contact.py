@@ -1,0 +1,51 @@
+"""One picture of many: contact sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+_GAP = 4
+_HEAD = 16
+
+
+def to_gray8(plane: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """One plane as 8-bit gray for the eye."""
+    return np.rint(plane / 257).astype(np.uint8) if plane.dtype == np.uint16 else plane.astype(np.uint8)
+
+
+def flatten_channels(image: npt.NDArray[Any], channels: Sequence[str]) -> Image.Image:
+    """One image (C, H, W) as a picture: colour where the channels are red, green, blue, else side by side."""
+    planes = [to_gray8(plane) for plane in image]
+    if tuple(channels) == ("red", "green", "blue"):
+        return Image.fromarray(np.stack(planes, axis=-1))
+    return Image.fromarray(np.concatenate(planes, axis=1)).convert("RGB")
+
+
+def draw_contact_sheet(
+    rows: Sequence[tuple[str, npt.NDArray[Any]]], *, channels: Sequence[str], cell: int = 96
+) -> Image.Image:
+    """Draw titled rows of images (n, C, H, W) at least ``cell`` pixels high, enlarged in whole steps."""
+    strips = []
+    for title, images in rows:
+        tiles = [flatten_channels(image, channels) for image in images]
+        step = max(1, cell // tiles[0].height) if tiles else 1
+        sized = [tile.resize((tile.width * step, tile.height * step), Image.Resampling.NEAREST) for tile in tiles]
+        width = sum(tile.width + _GAP for tile in sized) + _GAP
+        strip = Image.new("RGB", (max(width, 240), _HEAD + (sized[0].height if sized else 0) + _GAP), "white")
+        ImageDraw.Draw(strip).text((_GAP, 1), title, fill="black")
+        left = _GAP
+        for tile in sized:
+            strip.paste(tile, (left, _HEAD))
+            left += tile.width + _GAP
+        strips.append(strip)
+    sheet = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), "white")
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    return sheet

@@ -1,0 +1,192 @@
+"""Figures of a report: drawn once with Matplotlib, kept as PNG and SVG, and inlined into the page.
+
+In the file a figure is dark ink on white paper. In the page its ink becomes ``currentColor`` and its series take
+the page's own colours, so that it reads in light and dark. Series differ in line and fill as well as in colour.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from unalike.records import FloatArray
+from unalike.report.pictures import SCATTER_COLOUR, Window, count_pixels, difference_palette, show_window
+from unalike.report.read import Audit, Pairs
+
+INK, PAPER = "#1c2024", "#ffffff"
+BINS = 40
+# Pairs in the figure made for a paper; the page shows all of them.
+PAIRS_DRAWN = 6
+# Share of the pixel range that takes full colour in a difference picture.
+DIFFERENCE_FULL = 0.25
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one comparison is drawn, the same in every figure."""
+
+    label: str
+    colour: str
+    line: str
+    fill: float
+
+
+STYLES = {
+    "synthetic-train": Style("synthetic → train", "#c2410c", "-", 0.30),
+    "holdout-train": Style("holdout → train", "#0067b0", "--", 0.0),
+    "synthetic-holdout": Style("synthetic → holdout", "#0b7a53", ":", 0.0),
+}
+
+
+def choose_bins(series: Sequence[FloatArray]) -> FloatArray:
+    """Cut the range of all series into common bins, so that their shares can be compared by height."""
+    values = np.concatenate([values[np.isfinite(values)] for values in series]) if series else np.empty(0)
+    if not values.size:
+        return np.linspace(-1.0, 1.0, BINS + 1)
+    low = np.floor(values.min() * 20) / 20
+    high = min(1.0, np.ceil(values.max() * 20) / 20)
+    return np.linspace(low if low < high else high - 0.05, high, BINS + 1)
+
+
+def draw_distribution(audit: Audit, comparisons: Sequence[str], *, bins: FloatArray) -> Figure:
+    """Overlay how close the images of some comparisons come to their best match (figure 3 of Akbar et al.)."""
+    figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+    axes = figure.subplots()
+    for name in comparisons:
+        _draw_shares(axes, audit.highest[name], bins, STYLES[name])
+    if "holdout-train" in comparisons and np.isfinite(audit.highest_holdout):
+        _mark_highest_holdout(axes, audit.highest_holdout)
+    _dress(axes, bins)
+    axes.set_ylabel("share of images, %", color=INK)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, fontsize=9, handlelength=1.8)
+    return figure
+
+
+def draw_comparison(audits: Sequence[Audit], *, bins: FloatArray) -> Figure:
+    """Draw one row for each audit on common bins: synthetic → train over holdout → train."""
+    figure = Figure(figsize=(6.4, 0.9 + 1.0 * len(audits)), layout="constrained")
+    rows = figure.subplots(len(audits), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, audit in zip(rows, audits, strict=True):
+        for name in ("synthetic-train", "holdout-train"):
+            if name in audit.highest:
+                _draw_shares(axes, audit.highest[name], bins, STYLES[name])
+        if np.isfinite(audit.highest_holdout):
+            _mark_highest_holdout(axes, audit.highest_holdout)
+        _dress(axes, bins, label=axes is rows[-1])
+        axes.set_yticks([])
+        axes.set_title(audit.name, loc="left", fontsize=9.5, color=INK, parse_math=False, pad=3)
+    legends: dict[str, object] = {}
+    for axes in rows:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            legends.setdefault(label, handle)
+    figure.legend(
+        list(legends.values()),
+        list(legends),
+        loc="outside upper left",
+        ncols=3,
+        frameon=False,
+        labelcolor=INK,
+        fontsize=9,
+        handlelength=1.8,
+    )
+    return figure
+
+
+def _draw_shares(axes: Axes, values: FloatArray, bins: FloatArray, style: Style) -> None:
+    values = values[np.isfinite(values)]
+    counts, _ = np.histogram(np.clip(values, bins[0], bins[-1]), bins)
+    shares = 100.0 * counts / max(1, values.size)
+    if style.fill:
+        axes.stairs(shares, bins, fill=True, color=style.colour, alpha=style.fill, linewidth=0)
+    axes.stairs(
+        shares, bins, color=style.colour, linestyle=style.line, linewidth=1.6, label=f"{style.label} (n = {values.size:,})"
+    )
+
+
+def _mark_highest_holdout(axes: Axes, value: float) -> None:
+    axes.axvline(value, color=INK, linewidth=1.0, linestyle=(0, (1, 2)), label="closest holdout image")
+
+
+def _dress(axes: Axes, bins: FloatArray, *, label: bool = True) -> None:
+    axes.set_xlim(bins[0], bins[-1])
+    axes.set_ylim(bottom=0)
+    axes.margins(y=0.08)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.tick_params(colors=INK, labelsize=9)
+    if label:
+        axes.set_xlabel("highest correlation of an image", color=INK)
+
+
+def draw_pairs(pairs: Pairs, *, channel: int, compared: bool) -> Figure:
+    """Draw the closest pairs for a paper: synthetic, training image, difference, scatter (figure 2 of Akbar et al.)."""
+    shown = range(min(PAIRS_DRAWN, len(pairs)))
+    figure = Figure(figsize=(7.2, 0.4 + 1.75 * len(shown)), layout="constrained")
+    grid = figure.subplots(len(shown), 4, squeeze=False)
+    window = show_window(np.concatenate([pairs.synthetic[:, channel], pairs.train[:, channel]]), compared=compared)
+    colours = mpl.colors.ListedColormap(difference_palette() / 255.0)
+    full = DIFFERENCE_FULL * (window[1] - window[0])
+    for row, axes in zip(shown, grid, strict=True):
+        synthetic, train = pairs.synthetic[row, channel], pairs.train[row, channel]
+        for place, pixels in zip(axes[:2], (synthetic, train), strict=True):
+            place.imshow(pixels, cmap="gray", vmin=window[0], vmax=window[1], interpolation="nearest")
+        signed = synthetic.astype(np.float64) - train.astype(np.float64)
+        axes[2].imshow(signed, cmap=colours, vmin=-full, vmax=full, interpolation="nearest")
+        _draw_density(axes[3], count_pixels(synthetic, train, window=window), window)
+        axes[0].set_ylabel(f"r = {pairs.similarity[row]:.3f}", color=INK, fontsize=9)
+        for place in axes:
+            place.set_xticks([])
+            place.set_yticks([])
+    titles = ("synthetic", "closest training image", f"difference, ±{full:.0f}", "pixel values")
+    for place, text in zip(grid[0], titles, strict=True):
+        place.set_title(text, fontsize=9, color=INK)
+    return figure
+
+
+def _draw_density(axes: Axes, counts: FloatArray, window: Window) -> None:
+    light_to_full = mpl.colors.LinearSegmentedColormap.from_list(
+        "density", [(0.8, 0.88, 0.96), tuple(part / 255 for part in SCATTER_COLOUR)]
+    )
+    density = np.log1p(np.where(counts > 0, counts, np.nan))
+    axes.imshow(density, cmap=light_to_full, extent=(*window, *window), interpolation="nearest")
+    axes.plot(window, window, color=INK, linewidth=0.6)
+
+
+def save_figure(figure: Figure, path: Path) -> str:
+    """Write ``path`` as .png and .svg, the same bytes each time, and return the SVG."""
+    stream = io.StringIO()
+    # Fixed salt, no date, no program name: what has not changed does not look changed.
+    with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "unalike", "svg.fonttype": "none"}):
+        # A name in a script that Matplotlib's font lacks shows boxes in the PNG; that is no reason to fail.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure.savefig(path.with_suffix(".png"), format="png", dpi=200, metadata={"Software": None})
+        nothing: Mapping[str, None] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(stream, format="svg", metadata=nothing)
+    path.with_suffix(".svg").write_text(stream.getvalue(), encoding="utf-8")
+    return stream.getvalue()
+
+
+def inline_svg(svg: str, *, prefix: str, label: str) -> str:
+    """Make a figure part of the page: page colours and font, own ids, no namespaces (HTML needs none).
+
+    ``label`` must be escaped text; it becomes the figure's accessible name.
+    """
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (xmlns(:\w+)?|version|width|height)="[^"]*"', "", svg.split(">", 1)[0]) + ">" + svg.split(">", 1)[1]
+    svg = svg.replace("xlink:href", "href").replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+    svg = svg.replace(INK, "currentColor").replace(PAPER, "none")
+    for name, style in STYLES.items():
+        svg = svg.replace(style.colour, f"var(--{name})")
+    return svg

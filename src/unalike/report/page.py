@@ -1,0 +1,314 @@
+"""Put a report together: read audit folders, draw, render the template, write one self-contained HTML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup, escape
+
+from unalike import folders
+from unalike.errors import FolderError, SettingsError
+from unalike.records import FloatArray
+from unalike.report import figures, pictures
+from unalike.report.pictures import Picture
+from unalike.report.read import COMPARISONS, Audit, Pairs, read_audit
+
+# Characters of picture data in a page: it must open on a phone and pass through a hospital's mail.
+PICTURE_BUDGET = 6_500_000
+STRIP = 5
+OPEN_PAIRS = 6
+ICONS = {"copies found": "copies", "no copies found": "clear"}
+DISTRIBUTIONS = {
+    "highest-correlations": ("synthetic-train", "holdout-train"),
+    "highest-correlations-with-holdout": ("synthetic-train", "synthetic-holdout"),
+}
+
+
+@dataclass(frozen=True)
+class ChannelView:
+    """One channel of a pair, drawn."""
+
+    name: str
+    compared: bool
+    synthetic: Picture
+    train: Picture
+    difference: Picture
+    scatter: Picture
+    before: Picture | None
+    after: Picture | None
+
+
+@dataclass(frozen=True)
+class PairView:
+    """One pair and what is said of it."""
+
+    synthetic_index: int
+    train_index: int
+    seed: int
+    subject: str
+    similarity: float
+    p_value: float
+    q_value: float
+    flagged: bool
+    channels: tuple[ChannelView, ...]
+
+
+@dataclass(frozen=True)
+class AuditView:
+    """One audit as the template shows it."""
+
+    audit: Audit
+    anchor: str
+    icon: str
+    figures: dict[str, Markup]
+    pairs: tuple[PairView, ...]
+    reduced: bool
+
+
+def write_report(
+    audit: str | Path | Sequence[str | Path],
+    *,
+    out: Path | None = None,
+    title: str | None = None,
+    shareable: bool = False,
+) -> Path:
+    """Write one self-contained HTML page about one audit, or about several side by side.
+
+    Figures are also kept as PNG and SVG in each audit's ``figures/``; those of a comparison beside the page.
+
+    Parameters
+    ----------
+    audit
+        An audit folder, or several for a comparison.
+    out
+        The page; for one audit by default ``report.html`` (``report-shareable.html``) in its folder.
+    title
+        Heading of the page; by default the name of what was audited.
+    shareable
+        Leave out every picture, every pair and every pseudonym. Such a page never opens the evidence.
+
+    Returns
+    -------
+    Path
+        The page that was written.
+
+    Raises
+    ------
+    FolderError
+        A folder is no finished audit, a part of it is missing or damaged, or the page cannot be written.
+    SettingsError
+        No audit was given, or a comparison without ``out``.
+    """
+    sources = [Path(audit)] if isinstance(audit, str | Path) else [Path(folder) for folder in audit]
+    if not sources:
+        raise SettingsError("No audit folder was given. Name at least one.")
+    if out is None and len(sources) > 1:
+        raise SettingsError("A comparison of several audits belongs to none of them: say where it goes (--out).")
+    out = Path(out) if out is not None else sources[0] / _page_name(shareable)
+    audits = [read_audit(folder, shareable=shareable) for folder in sources]
+    try:
+        views = [_view(each, number, budget=PICTURE_BUDGET // len(audits)) for number, each in enumerate(audits, 1)]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        overview = _draw_overview(audits, out.parent / folders.FIGURES) if len(audits) > 1 else None
+        html = _render(views, title=title, shareable=shareable, overview=overview)
+        _write_text(out, html)
+    except OSError as error:
+        place = error.filename or out
+        raise FolderError(
+            f"{place} cannot be written ({error.strerror or error}). Choose another --out, or free the folder."
+        ) from error
+    return out
+
+
+def _page_name(shareable: bool) -> str:
+    """Two names, so that the page for others is never mistaken for the one with patients in it."""
+    page = Path(folders.REPORT)
+    return f"{page.stem}-shareable{page.suffix}" if shareable else page.name
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _view(audit: Audit, number: int, *, budget: int) -> AuditView:
+    anchor = f"audit-{number}"
+    directory = audit.folder / folders.FIGURES
+    directory.mkdir(exist_ok=True)
+    drawn = {}
+    bins = figures.choose_bins(list(audit.highest.values()))
+    for name, wanted in DISTRIBUTIONS.items():
+        comparisons = [comparison for comparison in wanted if comparison in audit.highest]
+        # With nothing to set it against, the second figure would repeat the first.
+        if comparisons and (name == "highest-correlations" or len(comparisons) > 1):
+            figure = figures.draw_distribution(audit, comparisons, bins=bins)
+            label = f"Histogram of highest correlations: {', '.join(comparisons)}"
+            svg = figures.save_figure(figure, directory / name)
+            drawn[name] = Markup(figures.inline_svg(svg, prefix=f"{anchor}-{name}", label=label))  # noqa: S704
+    if audit.pairs is not None and len(audit.pairs):
+        channel = _first_compared(audit)
+        figures.save_figure(figures.draw_pairs(audit.pairs, channel=channel, compared=True), directory / "closest-pairs")
+    return AuditView(
+        audit=audit,
+        anchor=anchor,
+        icon=ICONS.get(audit.content["verdict"]["decision"], "unclear"),
+        figures=drawn,
+        pairs=_view_pairs(audit, budget=budget),
+        reduced=max(audit.content["channels"]["height"], audit.content["channels"]["width"]) > pictures.LARGEST_SIDE,
+    )
+
+
+def _first_compared(audit: Audit) -> int:
+    channels = audit.content["channels"]
+    return int(list(channels["all"]).index(channels["compared"][0]))
+
+
+def _draw_overview(audits: Sequence[Audit], directory: Path) -> Markup:
+    directory.mkdir(exist_ok=True)
+    wanted = ("synthetic-train", "holdout-train")
+    series: list[FloatArray] = [each.highest[name] for each in audits for name in wanted if name in each.highest]
+    figure = figures.draw_comparison(audits, bins=figures.choose_bins(series))
+    svg = figures.save_figure(figure, directory / "comparison")
+    label = "Histograms of highest correlations, one row for each audit"
+    return Markup(figures.inline_svg(svg, prefix="comparison", label=label))  # noqa: S704
+
+
+def _view_pairs(audit: Audit, *, budget: int) -> tuple[PairView, ...]:
+    """Draw pairs, closest first, until the page's share of picture data is used up."""
+    pairs = audit.pairs
+    if pairs is None:
+        return ()
+    names, compared = audit.content["channels"]["all"], audit.content["channels"]["compared"]
+    windows = [
+        pictures.show_window(
+            np.concatenate([pairs.synthetic[:, channel], pairs.train[:, channel]]), compared=name in compared
+        )
+        for channel, name in enumerate(names)
+    ]
+    views: list[PairView] = []
+    for row in np.argsort(-pairs.similarity, kind="stable"):
+        channels = tuple(
+            _view_channel(pairs, int(row), channel, name=name, compared=name in compared, window=windows[channel])
+            for channel, name in enumerate(names)
+        )
+        budget -= sum(_weight(channel) for channel in channels)
+        if budget < 0 and views:
+            break
+        views.append(_view_pair(audit, pairs, int(row), channels))
+    return tuple(views)
+
+
+def _view_pair(audit: Audit, pairs: Pairs, row: int, channels: tuple[ChannelView, ...]) -> PairView:
+    index = int(pairs.synthetic_index[row])
+    return PairView(
+        synthetic_index=index,
+        train_index=int(pairs.train_index[row]),
+        seed=int(pairs.seed[row]),
+        subject=str(pairs.train_subject[row]),
+        similarity=float(pairs.similarity[row]),
+        p_value=float(pairs.p_value[row]),
+        q_value=audit.q_values.get(index, math.nan),
+        flagged=bool(pairs.flagged[row]),
+        channels=channels,
+    )
+
+
+def _view_channel(
+    pairs: Pairs, row: int, channel: int, *, name: str, compared: bool, window: pictures.Window
+) -> ChannelView:
+    synthetic, train = pairs.synthetic[row, channel], pairs.train[row, channel]
+    before, after = (
+        pictures.draw_picture(pairs.neighbours[row, side, channel], window=window)
+        if pairs.neighbour_valid[row, side]
+        else None
+        for side in (0, 1)
+    )
+    return ChannelView(
+        name=name,
+        compared=compared,
+        synthetic=pictures.draw_picture(synthetic, window=window),
+        train=pictures.draw_picture(train, window=window),
+        difference=pictures.draw_difference(synthetic, train, window=window, full=figures.DIFFERENCE_FULL),
+        scatter=pictures.draw_scatter(synthetic, train, window=window),
+        before=before,
+        after=after,
+    )
+
+
+def _weight(view: ChannelView) -> int:
+    drawn = (view.synthetic, view.train, view.difference, view.scatter, view.before, view.after)
+    return sum(len(picture.uri) for picture in drawn if picture is not None)
+
+
+def _render(views: Sequence[AuditView], *, title: str | None, shareable: bool, overview: Markup | None) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("unalike.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": format_number,
+        "percent": format_percent,
+        "count": format_count,
+        "probability": format_probability,
+    }
+    default = f"Comparison of {len(views)} audits" if len(views) > 1 else views[0].audit.name
+    try:
+        return environment.get_template("page.html.j2").render(
+            views=views,
+            title=title or default,
+            shareable=shareable,
+            # Only an audit that says so of itself (a procedural cohort) has no patients in its pictures.
+            internal=not shareable and any(view.audit.content.get("internal", True) for view in views),
+            overview=overview,
+            comparisons=COMPARISONS,
+            difference_full=figures.DIFFERENCE_FULL,
+            largest_side=pictures.LARGEST_SIDE,
+            open_pairs=OPEN_PAIRS,
+            strip=STRIP,
+            made_by=folders.made_by(),
+        )
+    except (jinja2.UndefinedError, KeyError, TypeError) as error:
+        damaged = ", ".join(str(view.audit.header.path) for view in views)
+        raise FolderError(f"{damaged} lacks something a report needs ({error}). Run the audit again.") from error
+
+
+def _defined(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def format_number(value: float | None, digits: int = 3) -> str:
+    """Write a number with a true minus sign, or say that it is undefined."""
+    return f"{value:.{digits}f}".replace("-", "−") if _defined(value) else "undefined"
+
+
+def format_percent(value: float | None, digits: int = 1) -> str:
+    """Write a share in percent; the ends of the scale lose their idle decimals."""
+    if not _defined(value):
+        return "undefined"
+    text = f"{100.0 * float(value or 0.0):.{digits}f}"
+    return {"0.0": "0", "100.0": "100"}.get(text, text).replace("-", "−") + "%"
+
+
+def format_count(value: int | None) -> str:
+    """Write a whole number with separators."""
+    return f"{int(value or 0):,}" if _defined(value) else "undefined"
+
+
+def format_probability(value: float | None) -> Markup:
+    """Write a p-value to two significant digits, without powers of ten down to a millionth."""
+    if value is None or not math.isfinite(value):
+        return escape("undefined")
+    if 0.0 < value < 1e-6:
+        return Markup("&lt;&nbsp;0.000001")
+    digits = 2 if value >= 1.0 or value <= 0.0 else 1 - math.floor(math.log10(value))
+    return escape(f"{value:.{digits}f}")

@@ -1,0 +1,1 @@
+"""How alike two images are. ``correlation``: Pearson correlation of all pairs, exact to the last bit."""

@@ -1,0 +1,223 @@
+"""Pearson correlation between images, over all pixels of the chosen channels: exact, all pairs, streaming.
+
+    r(a, b) = (D·Σab − Σa·Σb) / √((D·Σa² − (Σa)²)·(D·Σb² − (Σb)²))
+
+Every sum is an integer and is computed as one (`products`); float64 enters only in the last line, element by
+element, so that the result is the same to the last bit whatever the block size, the number of threads, or the
+device that multiplied. A constant image has no correlation: its similarity is NaN, "undefined" in reports,
+and it is never anybody's match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from unalike.images.moments import sum_pixels
+from unalike.records import FloatArray, IntArray
+from unalike.similarity.products import Product, pick_product
+
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+# Tiles small enough for the second-level cache do the elementwise part at the speed of arithmetic.
+QUERY_TILE = 1024
+REFERENCE_TILE = 256
+# Similarities are averaged as integers in units of 2⁻⁴⁰, because integer sums do not depend on their order.
+MEAN_UNIT = 2.0**40
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Best matches of each query, best first, and its mean similarity with all references.
+
+    ``references`` (Q, k) are indices, −1 where there are fewer than k; ``similarities`` (Q, k) are in [−1, 1], NaN
+    where undefined; ``mean`` (Q,) averages over all references that are not constant (to 2⁻⁴¹).
+    """
+
+    references: IntArray
+    similarities: FloatArray
+    mean: FloatArray
+
+    @property
+    def highest(self) -> FloatArray:
+        """Similarity (Q,) with the best match: the papers' "highest correlation"."""
+        best: FloatArray = self.similarities[:, 0]
+        return best
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of reference images: index of the first, pixels (n, C, H, W), and Σa, Σa² (n, C) if they are known."""
+
+    first: int
+    pixels: Pixels
+    sums: IntArray | None = None
+    squares: IntArray | None = None
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images ready for the integer product: int8 planes (n, D) and the exact moments (n,) of their pixels."""
+
+    planes: tuple[torch.Tensor, ...]  # one for 8 bits; high and low byte for 16
+    sums: torch.Tensor  # int64
+    spread: torch.Tensor  # float64: what `_centre` makes of Σa²; 0 for a constant image
+
+
+def correlate(a: Pixels, b: Pixels, *, channels: Sequence[int] | None = None) -> FloatArray:
+    """Correlation of every image of ``a`` (n, C, H, W) with every image of ``b`` (m, C, H, W): (n, m) float64.
+
+    For small sets; `find_matches` streams. ``channels`` picks channel indices (None: all).
+    """
+    device = torch.device("cpu")
+    left, right = (_prepare(Block(0, images), channels, device) for images in (a, b))
+    return _similarities(left, right, pick_product(device)).numpy()
+
+
+def find_matches(
+    *,
+    queries: Pixels,
+    references: Iterable[Block],
+    best: int = 1,
+    channels: Sequence[int] | None = None,
+    device: torch.device | None = None,
+    product: Product | None = None,
+) -> SearchResult:
+    """Search all references for the ``best`` matches of each query, exhaustively and exactly.
+
+    ``queries`` (Q, C, H, W); ``references`` come in ascending order of ``first``, so that they never need to be
+    in memory together. Ties go to the lower index.
+    """
+    device = device or torch.device("cpu")
+    product = product or pick_product(device)
+    tiles = [
+        _Running(_prepare(Block(begin, queries[begin : begin + QUERY_TILE]), channels, device), best)
+        for begin in range(0, max(len(queries), 1), QUERY_TILE)
+    ]
+    defined = 0
+    for block in references:
+        for begin in range(0, len(block.pixels), REFERENCE_TILE):
+            images = _prepare(_part(block, begin, begin + REFERENCE_TILE), channels, device)
+            defined += int((images.spread > 0).sum())
+            for tile in tiles:
+                tile.merge(_similarities(tile.images, images, product), block.first + begin)
+    return SearchResult(
+        references=np.concatenate([tile.references.cpu().numpy() for tile in tiles]),
+        similarities=np.concatenate([tile.values.cpu().numpy() for tile in tiles]),
+        mean=np.concatenate([tile.average(defined) for tile in tiles]),
+    )
+
+
+class _Running:
+    """Best matches and sums so far, of one tile of queries."""
+
+    def __init__(self, images: _Images, best: int) -> None:
+        count, device = len(images.sums), images.sums.device
+        self.images, self.best = images, best
+        self.values = torch.full((count, best), torch.nan, dtype=torch.float64, device=device)
+        self.references = torch.full((count, best), -1, dtype=torch.int64, device=device)
+        self.threshold = torch.full((count, 1), -torch.inf, dtype=torch.float64, device=device)
+        self.total = torch.zeros(count, dtype=torch.int64, device=device)
+
+    def merge(self, similarities: torch.Tensor, first: int) -> None:
+        """Take in the similarities (Q, n) of references ``first``, ``first`` + 1, …"""
+        # Strictly better only: references come in ascending order, so a tie keeps the lower index. NaN is never better.
+        rows = (similarities > self.threshold).any(dim=1).nonzero()[:, 0]
+        if len(rows):
+            self._insert(rows, similarities[rows], first)
+        # NaN rounds to an arbitrary integer, so it must become 0 first.
+        units = similarities.nan_to_num_(nan=0.0).mul_(MEAN_UNIT).round_()
+        self.total += units.to(torch.int64).sum(dim=1)
+
+    def _insert(self, rows: torch.Tensor, similarities: torch.Tensor, first: int) -> None:
+        values = torch.cat([self.values[rows], similarities], dim=1)
+        here = torch.arange(first, first + similarities.shape[1], device=values.device)
+        references = torch.cat([self.references[rows], here.expand(len(rows), -1)], dim=1)
+        # A stable descending sort keeps the lower index first among equals; NaN must sort last.
+        ranked = values.nan_to_num(nan=-torch.inf).sort(dim=1, descending=True, stable=True)
+        order = ranked.indices[:, : self.best]
+        self.values[rows] = values.gather(1, order)
+        self.references[rows] = references.gather(1, order).where(~self.values[rows].isnan(), -1)
+        self.threshold[rows] = ranked.values[:, self.best - 1 : self.best]
+
+    def average(self, defined: int) -> FloatArray:
+        """Mean similarity of each query; NaN for a constant query or without references."""
+        mean = self.total.cpu().numpy() / (MEAN_UNIT * max(defined, 1))
+        undefined = (self.images.spread == 0).cpu().numpy() | (defined == 0)
+        return np.where(undefined, np.nan, mean)
+
+
+def _part(block: Block, begin: int, end: int) -> Block:
+    known = block.sums is not None and block.squares is not None
+    return Block(
+        first=block.first + begin,
+        pixels=block.pixels[begin:end],
+        sums=block.sums[begin:end] if known and block.sums is not None else None,
+        squares=block.squares[begin:end] if known and block.squares is not None else None,
+    )
+
+
+def _prepare(block: Block, channels: Sequence[int] | None, device: torch.device) -> _Images:
+    """Centre pixels to int8 planes on ``device``, with their exact moments."""
+    images = block.pixels
+    if images.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"images are {images.dtype}, but uint8 or uint16 is needed")
+    chosen = list(range(images.shape[1])) if channels is None else list(channels)
+    if chosen != list(range(images.shape[1])):
+        images = images[:, chosen]
+    if block.sums is None or block.squares is None:
+        sums, squares = (moment.sum(axis=1) for moment in sum_pixels(images))
+    else:
+        sums, squares = (moment[:, chosen].sum(axis=1) for moment in (block.sums, block.squares))
+    flat = np.ascontiguousarray(images).reshape(len(images), -1)
+    # Flipping the top bit subtracts half the range: unsigned becomes signed, and r does not change.
+    top = np.uint8(0x80)
+    if flat.dtype == np.uint8:
+        offset, planes = 128, [flat ^ top]
+    else:
+        # 256·(high − 128) + (low − 128) = a − 32,896
+        offset, planes = 32_896, [(flat >> 8).astype(np.uint8) ^ top, (flat & 0xFF).astype(np.uint8) ^ top]
+    pixels = flat.shape[1]
+    squares = squares - 2 * offset * sums + offset * offset * pixels
+    centred = torch.from_numpy(sums - offset * pixels).to(device)
+    return _Images(
+        planes=tuple(torch.from_numpy(plane.view(np.int8)).to(device) for plane in planes),
+        sums=centred,
+        spread=_centre(torch.from_numpy(squares).to(device), centred, centred, pixels, len(planes)),
+    )
+
+
+def _similarities(a: _Images, b: _Images, product: Product) -> torch.Tensor:
+    """Correlations (n, m) float64 of prepared images; NaN where one is constant."""
+    pixels = a.planes[0].shape[1]
+    if len(a.planes) == 1:
+        products = product(a.planes[0], b.planes[0]).to(torch.int64)
+    else:
+        high, low = a.planes
+        other_high, other_low = b.planes
+        mixed = product(high, other_low).to(torch.int64) + product(low, other_high)
+        products = 65_536 * product(high, other_high).to(torch.int64) + 256 * mixed + product(low, other_low)
+    covariance = _centre(products, a.sums[:, None], b.sums[None, :], pixels, len(a.planes))
+    # √(x·x) is x in IEEE arithmetic, so an image has correlation 1 with itself, not 1 − 10⁻¹⁶.
+    correlation = covariance.div_((a.spread[:, None] * b.spread[None, :]).sqrt_())
+    return correlation.clamp_(-1.0, 1.0)
+
+
+def _centre(
+    products: torch.Tensor, sums_a: torch.Tensor, sums_b: torch.Tensor, pixels: int, planes: int
+) -> torch.Tensor:
+    """D·Σ(a − ā)(b − b̄) as float64 from int64 ``products`` Σab (overwritten) and the sums.
+
+    8-bit images of up to 2²³ pixels: D·Σab − Σa·Σb is an exact integer below 2⁶². Beyond, integer means are
+    subtracted first, which leaves an exact integer and a remainder below D/4 that is divided in float64.
+    """
+    if planes == 1 and pixels <= 2**23:
+        return products.mul_(pixels).sub_(sums_a * sums_b).to(torch.float64)
+    mean_a, mean_b = ((2 * sums + pixels).div(2 * pixels, rounding_mode="floor") for sums in (sums_a, sums_b))
+    rest_a, rest_b = sums_a - pixels * mean_a, sums_b - pixels * mean_b
+    # Σ(a − m)(b − n) = Σab − n·Σa − m·Σb + D·m·n = Σab − n·(Σa − D·m) − m·Σb
+    whole = products - mean_b * rest_a - mean_a * sums_b
+    return (whole.to(torch.float64) - (rest_a * rest_b).to(torch.float64) / pixels) * pixels
