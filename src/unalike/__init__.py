@@ -1,7 +1,7 @@
 """unalike: synthetic medical images that are like no patient.
 
-Everything a user needs is imported from here; it is loaded on first use, so that ``import unalike`` is quick
-and the report never imports torch.
+Everything a user needs is imported from here. Names are loaded on first use (PEP 562), so that ``import unalike``
+is quick and the report never imports torch.
 """
 
 from __future__ import annotations
@@ -10,3 +10,68 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "AuditResult": "unalike.audit.run",
+    "AuditSettings": "unalike.audit.settings",
+    "DemoSettings": "unalike.study.settings",
+    "DiffusionSettings": "unalike.generators.diffusion.settings",
+    "DrawSettings": "unalike.generators.settings",
+    "Estimate": "unalike.records",
+    "GaussianSettings": "unalike.generators.controls.gaussian",
+    "ImageFolder": "unalike.cohort.store",
+    "InputError": "unalike.errors",
+    "MemorizerSettings": "unalike.generators.controls.memorizer",
+    "PhantomSettings": "unalike.cohort.phantom",
+    "PrepareSettings": "unalike.cohort.settings",
+    "UnalikeError": "unalike.errors",
+    "audit_samples": "unalike.audit.run",
+    "correlate": "unalike.similarity.correlation",
+    "draw_samples": "unalike.generators",
+    "find_matches": "unalike.similarity.correlation",
+    "inspect_folder": "unalike.report.inspect",
+    "make_phantom": "unalike.cohort.phantom",
+    "open_images": "unalike.cohort.store",
+    "prepare_cohort": "unalike.cohort.build",
+    "run_demo": "unalike.study.demo",
+    "train_generator": "unalike.generators",
+    "write_report": "unalike.report",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])
+
+if TYPE_CHECKING:
+    from unalike.audit.run import AuditResult as AuditResult
+    from unalike.audit.run import audit_samples as audit_samples
+    from unalike.audit.settings import AuditSettings as AuditSettings
+    from unalike.cohort.build import prepare_cohort as prepare_cohort
+    from unalike.cohort.phantom import PhantomSettings as PhantomSettings
+    from unalike.cohort.phantom import make_phantom as make_phantom
+    from unalike.cohort.settings import PrepareSettings as PrepareSettings
+    from unalike.cohort.store import ImageFolder as ImageFolder
+    from unalike.cohort.store import open_images as open_images
+    from unalike.errors import InputError as InputError
+    from unalike.errors import UnalikeError as UnalikeError
+    from unalike.generators import draw_samples as draw_samples
+    from unalike.generators import train_generator as train_generator
+    from unalike.generators.controls.gaussian import GaussianSettings as GaussianSettings
+    from unalike.generators.controls.memorizer import MemorizerSettings as MemorizerSettings
+    from unalike.generators.diffusion.settings import DiffusionSettings as DiffusionSettings
+    from unalike.generators.settings import DrawSettings as DrawSettings
+    from unalike.records import Estimate as Estimate
+    from unalike.report import write_report as write_report
+    from unalike.report.inspect import inspect_folder as inspect_folder
+    from unalike.similarity.correlation import correlate as correlate
+    from unalike.similarity.correlation import find_matches as find_matches
+    from unalike.study.demo import run_demo as run_demo
+    from unalike.study.settings import DemoSettings as DemoSettings
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'unalike' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -143,3 +143,18 @@ def show_progress(description: str, *, total: int, unit: str) -> AbstractContext
 @contextmanager
 def _silence() -> Iterator[Progress]:
     yield Progress()
+
+
+def read_ahead(items: Iterable[Item], *, depth: int = 2) -> Iterator[Item]:
+    """Yield the same items while a thread draws up to ``depth`` of them ahead: reading hides behind work."""
+    with ThreadPoolExecutor(1) as pool:
+        source = iter(items)
+        end = object()
+        waiting = deque(pool.submit(next, source, end) for _ in range(depth))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, source, end))
+                yield item  # type: ignore[misc]
+        finally:
+            for future in waiting:
+                future.cancel()

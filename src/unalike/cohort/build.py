@@ -49,10 +49,7 @@ def prepare_cohort(
     """
     source, out = Path(source), Path(out)
     settings = settings or PrepareSettings()
-    settings.check()
-    planner, _ = recipes.find_recipe(settings.recipe)
-    plan = planner(source, settings)
-    roles = _plan_roles(plan, settings, seed)
+    plan, roles = plan_cohort(source=source, settings=settings, seed=seed)
     with folders.new_folder(out, kind="cohort", settings=as_settings(settings)):
         key = key or secrets.token_bytes(32)
         content, digest = _write_images(plan, roles, out, settings, key, workers, scheduler)
@@ -65,6 +62,14 @@ def prepare_cohort(
             content=content,
         )
     return open_images(out)
+
+
+def plan_cohort(*, source: Path, settings: PrepareSettings, seed: int) -> tuple[Plan, TextArray]:
+    """What would be prepared: the recipe's plan and the role of each item. Raises as `prepare_cohort` does."""
+    settings.check()
+    planner, _ = recipes.find_recipe(settings.recipe)
+    plan = planner(source, settings)
+    return plan, _plan_roles(plan, settings, seed)
 
 
 def as_settings(settings: PrepareSettings) -> dict[str, Any]:

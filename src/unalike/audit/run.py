@@ -1,0 +1,318 @@
+"""`audit_samples`: the whole audit, from folders to a folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from unalike import folders
+from unalike.audit import calibrate as calibration_room
+from unalike.audit.calibrate import Calibration
+from unalike.audit.exposure import ExposedSubject, count_exposure
+from unalike.audit.power import PowerRow, measure_power
+from unalike.audit.search import Comparison, compare_sets
+from unalike.audit.settings import AuditSettings
+from unalike.audit.sets import ImageSet, Roles, choose_channels, open_roles
+from unalike.audit.verdict import Verdict, reach_verdict
+from unalike.devices import pick_device
+from unalike.records import Estimate, FloatArray, IntArray, as_json
+from unalike.seeds import generator_for
+from unalike.stats.intervals import estimate_difference, estimate_mean, estimate_share
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """What an audit found. The same stands in the folder's header (``audit.json``), tables and evidence."""
+
+    path: Path
+    name: str
+    verdict: Verdict
+    counts: Mapping[str, int]
+    calibration: Mapping[str, Any]
+    estimates: Mapping[str, Any]
+    power: tuple[PowerRow, ...]
+    flagged: int
+    beyond_holdout: int
+    exposed_subjects: int
+
+
+def audit_samples(
+    *,
+    synthetic: str | Path,
+    out: str | Path,
+    against: str | Path | None = None,
+    train: str | Path | None = None,
+    holdout: str | Path | None = None,
+    settings: AuditSettings | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> AuditResult:
+    """Ask whether synthetic images copy training images, with error rates calibrated on held-out subjects.
+
+    ``synthetic`` is a samples folder or a plain folder of pictures. Give the real images either as the cohort
+    ``against`` (its roles are used; of samples drawn by unalike, subjects that the run did not see count as holdout)
+    or as folders ``train`` and ``holdout``. The audit folder ``out`` holds pictures of real patients: it is internal.
+
+    Raises an `InputError`, and leaves nothing behind, if the folders cannot be read or do not fit each other.
+    """
+    settings = settings or AuditSettings()
+    settings.check()
+    where = pick_device(device)
+    paths = [Path(path) if path is not None else None for path in (against, train, holdout)]
+    with (
+        open_roles(
+            synthetic=Path(synthetic), against=paths[0], train=paths[1], holdout=paths[2], settings=settings
+        ) as roles,
+        folders.new_folder(Path(out), kind="audit", settings=asdict(settings)),
+    ):
+        result = _audit(roles, Path(out), settings, name or Path(synthetic).name, seed, where)
+    return result
+
+
+def _audit(
+    roles: Roles, out: Path, settings: AuditSettings, name: str, seed: int, device: torch.device
+) -> AuditResult:
+    channels = choose_channels(roles, settings.channels)
+    comparisons = _compare(roles, settings, channels, device)
+    copied = comparisons["synthetic-train"]
+    held = comparisons.get("holdout-train")
+    calibration = calibration_room.calibrate(
+        copied.highest,
+        holdout=held.highest if held else np.empty(0),
+        subjects=roles.holdout.subjects,
+        level=settings.level,
+    )
+    power: list[PowerRow] = []
+    if held and settings.planted:
+        power = measure_power(
+            train=roles.train, holdout=held, count=settings.planted, channels=channels, seed=seed, device=device
+        )
+    exposed = count_exposure(copied, calibration.flagged)
+    undefined = int(np.isnan(copied.highest).sum())
+    result = AuditResult(
+        path=out,
+        name=name,
+        verdict=reach_verdict(
+            calibration,
+            exposed_subjects=len(exposed),
+            power=power,
+            warnings=[*roles.warnings, *_constant(undefined)],
+        ),
+        counts=_count(roles, undefined),
+        calibration=calibration.summary(),
+        estimates=_estimate(comparisons, calibration, exposed, seed),
+        power=tuple(power),
+        flagged=int(calibration.flagged.sum()),
+        beyond_holdout=int(calibration.beyond.sum()),
+        exposed_subjects=len(exposed),
+    )
+    _write(result, roles, comparisons, calibration, exposed, channels, settings, seed)
+    return result
+
+
+def _compare(
+    roles: Roles, settings: AuditSettings, channels: list[int], device: torch.device
+) -> dict[str, Comparison]:
+    """The three questions: synthetic → train, holdout → train, synthetic → holdout."""
+    pairs = {"synthetic-train": (roles.synthetic, roles.train)}
+    if len(roles.holdout):
+        pairs |= {
+            "holdout-train": (roles.holdout, roles.train),
+            "synthetic-holdout": (roles.synthetic, roles.holdout),
+        }
+    return {
+        name: compare_sets(
+            queries,
+            references,
+            best=settings.best,
+            channels=channels,
+            device=device,
+            title=f"Comparing {name.replace('-', ' → ')}",
+        )
+        for name, (queries, references) in pairs.items()
+    }
+
+
+def _constant(undefined: int) -> list[str]:
+    if not undefined:
+        return []
+    return [f"{undefined} synthetic images are constant: their correlation is undefined and they count as not flagged."]
+
+
+def _count(roles: Roles, undefined: int) -> dict[str, int]:
+    return {
+        "synthetic": len(roles.synthetic),
+        "train": len(roles.train),
+        "holdout": len(roles.holdout),
+        "train_subjects": len(np.unique(roles.train.subjects)),
+        "holdout_subjects": len(np.unique(roles.holdout.subjects)),
+        "undefined": undefined,
+    }
+
+
+def _estimate(
+    comparisons: Mapping[str, Comparison],
+    calibration: Calibration,
+    exposed: list[ExposedSubject],
+    seed: int,
+) -> dict[str, Any]:
+    """The papers' figures and ours, each with its interval. Every synthetic image is a draw of its own."""
+
+    def mean_of(values: FloatArray, comparison: Comparison, purpose: str) -> Estimate:
+        return estimate_mean(values, comparison.queries.subjects, random=generator_for(seed, purpose))
+
+    copied = comparisons["synthetic-train"]
+    train_subjects = len(np.unique(copied.references.subjects))
+    draws = int(np.isfinite(copied.highest).sum())
+    estimates: dict[str, Any] = {
+        "mean_highest_correlation": {
+            name: mean_of(comparison.highest, comparison, f"highest {name}")
+            for name, comparison in comparisons.items()
+        },
+        "mean_correlation": {
+            name: mean_of(comparison.result.mean, comparison, f"mean {name}")
+            for name, comparison in comparisons.items()
+        },
+        "flagged_share": estimate_share(int(calibration.flagged.sum()), draws),
+        # Who was exposed is counted in this sample; a larger sample may expose more, so no interval is claimed.
+        "exposed_subjects_share": Estimate(
+            len(exposed) / train_subjects, math.nan, math.nan, train_subjects, "count in this sample"
+        ),
+    }
+    if "holdout-train" in comparisons:
+        held = comparisons["holdout-train"]
+        estimates["excess_over_holdout"] = estimate_difference(
+            (copied.highest, copied.queries.subjects),
+            (held.highest, held.queries.subjects),
+            random=generator_for(seed, "excess"),
+        )
+        estimates["beyond_holdout_share"] = estimate_share(int(calibration.beyond.sum()), draws)
+    return estimates
+
+
+def _write(
+    result: AuditResult,
+    roles: Roles,
+    comparisons: Mapping[str, Comparison],
+    calibration: Calibration,
+    exposed: list[ExposedSubject],
+    channels: list[int],
+    settings: AuditSettings,
+    seed: int,
+) -> None:
+    out, folder = result.path, roles.train.folder
+    pq.write_table(pa.concat_tables(_match_tables(comparisons)), out / folders.MATCHES)
+    pq.write_table(_query_table(comparisons["synthetic-train"], calibration), out / folders.QUERIES)
+    fields = {name: [getattr(entry, name) for entry in exposed] for name in ExposedSubject.__dataclass_fields__}
+    pq.write_table(pa.table(fields), out / folders.EXPOSURE)
+    evidence = _gather_evidence(comparisons["synthetic-train"], calibration, settings.pairs)
+    np.savez_compressed(out / folders.EVIDENCE, **evidence)  # type: ignore[arg-type]
+    summary = as_json(result)
+    summary.pop("path")
+    content = summary | {
+        "internal": True,
+        "channels": {
+            "compared": [folder.channels[index] for index in channels],
+            "all": list(folder.channels),
+            "height": folder.size[0],
+            "width": folder.size[1],
+            "dtype": folder.dtype.name,
+        },
+        "tables": {
+            name: folders.digest_file(out / name)
+            for name in (folders.MATCHES, folders.QUERIES, folders.EXPOSURE, folders.EVIDENCE)
+        },
+    }
+    folders.finish_folder(
+        out, kind="audit", settings=asdict(settings), seed=seed, inputs=roles.inputs, content=content
+    )
+
+
+def _match_tables(comparisons: Mapping[str, Comparison]) -> list[pa.Table]:
+    tables = []
+    for name, comparison in comparisons.items():
+        queries, references = comparison.queries, comparison.references.folder
+        rows, best = comparison.best_rows, comparison.best_rows.shape[1]
+        flat = rows.reshape(-1)
+        known = flat >= 0
+        slices = references.numbers("slice")
+        owners = references.column("subject")
+        tables.append(
+            pa.table(
+                {
+                    "comparison": [name] * len(flat),
+                    "query": np.repeat(queries.rows, best).astype(np.int32),
+                    "query_subject": np.repeat(queries.subjects, best).tolist(),
+                    "rank": np.tile(np.arange(1, best + 1), len(rows)).astype(np.int32),
+                    "reference": flat.astype(np.int32),
+                    "reference_subject": np.where(known, owners[flat], "").tolist(),
+                    "reference_slice": np.where(known, slices[flat], -1).astype(np.int32),
+                    "similarity": comparison.result.similarities.reshape(-1),
+                }
+            )
+        )
+    return tables
+
+
+def _query_table(copied: Comparison, calibration: Calibration) -> pa.Table:
+    queries = copied.queries
+    return pa.table(
+        {
+            "query": queries.rows.astype(np.int32),
+            "subject": queries.subjects.tolist(),
+            "seed": queries.folder.numbers("seed")[queries.rows],
+            "similarity": copied.highest,
+            "p_value": calibration.p_values,
+            "q_value": calibration.q_values,
+            "flagged": calibration.flagged,
+            "beyond_holdout": calibration.beyond,
+        }
+    )
+
+
+def _gather_evidence(copied: Comparison, calibration: Calibration, pairs: int) -> dict[str, Any]:
+    """Pictures of the closest pairs, and the slices before and after the matched one in its volume."""
+    order = np.argsort(-np.nan_to_num(copied.highest, nan=-2.0), kind="stable")[:pairs]
+    order = order[np.isfinite(copied.highest[order])]
+    matched = copied.best_rows[order, 0]
+    folder = copied.references.folder
+    neighbours = _neighbours(copied.references, matched)
+    return {
+        "synthetic": copied.queries.folder.read(copied.queries.rows[order]),
+        "train": folder.read(matched),
+        "neighbours": folder.read(neighbours.reshape(-1).clip(0)).reshape(
+            len(order), 2, *folder.images.shape[1:]
+        ),
+        "neighbour_valid": neighbours >= 0,
+        "synthetic_index": copied.queries.rows[order],
+        "train_index": matched,
+        "train_subject": folder.column("subject")[matched],
+        "similarity": copied.highest[order],
+        "flagged": calibration.flagged[order],
+        "p_value": calibration.p_values[order],
+        "seed": copied.queries.folder.numbers("seed")[copied.queries.rows[order]],
+    }
+
+
+def _neighbours(references: ImageSet, matched: IntArray) -> IntArray:
+    """Rows (M, 2) of the nearest kept slices before and after each matched one in its volume; −1 for none."""
+    sources, slices = references.folder.column("source"), references.folder.numbers("slice")
+    rows = references.rows
+    found = np.full((len(matched), 2), -1, dtype=np.int64)
+    for pair, row in enumerate(matched):
+        same = rows[(sources[rows] == sources[row]) & (slices[rows] >= 0)]
+        before, after = same[slices[same] < slices[row]], same[slices[same] > slices[row]]
+        if len(before):
+            found[pair, 0] = before[np.argmax(slices[before])]
+        if len(after):
+            found[pair, 1] = after[np.argmin(slices[after])]
+    return found

@@ -1,0 +1,226 @@
+"""Who plays which role: synthetic, train and holdout images, from folders of ours or plain folders of pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from unalike import folders
+from unalike.audit.settings import AuditSettings
+from unalike.cohort.build import prepare_cohort
+from unalike.cohort.recipes import MASK
+from unalike.cohort.settings import PrepareSettings
+from unalike.cohort.split import select_train_rows
+from unalike.cohort.store import ImageFolder, open_images
+from unalike.errors import InputError, SettingsError
+from unalike.records import IntArray, TextArray
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of one role: some rows of one folder."""
+
+    folder: ImageFolder
+    rows: IntArray
+
+    @property
+    def subjects(self) -> TextArray:
+        """Subject of each image."""
+        return self.folder.column("subject")[self.rows]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The three sets of an audit, and what must be said before anything else (``warnings``)."""
+
+    synthetic: ImageSet
+    train: ImageSet
+    holdout: ImageSet
+    warnings: tuple[str, ...]
+    inputs: dict[str, str]
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Channels that all three share."""
+        return self.train.folder.channels
+
+
+@contextlib.contextmanager
+def open_roles(
+    *,
+    synthetic: Path,
+    against: Path | None,
+    train: Path | None,
+    holdout: Path | None,
+    settings: AuditSettings,
+) -> Iterator[Roles]:
+    """Open what the user named; plain folders live in a temporary cohort for as long as the context.
+
+    Either ``against`` (a cohort) or ``train`` (and ``holdout``, without which the audit is uncalibrated).
+
+    Raises `InputError` if roles are missing or do not fit each other.
+    """
+    if (against is None) == (train is None):
+        raise SettingsError("an audit needs either --against COHORT or --train FOLDER (with --holdout FOLDER).")
+    if against is not None and holdout is not None:
+        raise SettingsError("--holdout goes with --train; a cohort given by --against has its own holdout.")
+    with tempfile.TemporaryDirectory(prefix="unalike-") as scratch:
+        opener = _Opener(Path(scratch), settings)
+        if against is not None:
+            roles = _roles_of_cohort(opener, synthetic, open_images(against))
+        else:
+            assert train is not None
+            roles = _roles_of_folders(opener, synthetic, train, holdout)
+        roles = _distrust(roles)
+        _check_fit(roles)
+        yield roles
+
+
+class _Opener:
+    """Opens folders of ours as they are and prepares plain folders of pictures into a scratch cohort."""
+
+    def __init__(self, scratch: Path, settings: AuditSettings) -> None:
+        self.scratch, self.settings = scratch, settings
+        self.key = secrets.token_bytes(32)
+
+    def open(self, path: Path, *, like: ImageFolder | None = None, role: str) -> ImageFolder:
+        kind = folders.kind_of(path) if path.is_dir() else None
+        if kind in {"cohort", "samples"}:
+            return open_images(path, kind=kind)
+        if kind or (path / folders.UNFINISHED).is_file():
+            folders.read_header(path, kind="samples")  # raises, saying what is there instead
+        named = self.settings.subject_pattern is not None and role != "synthetic"
+        wanted = PrepareSettings(
+            size=self.settings.size,
+            fit=self.settings.fit,
+            color=self.settings.color,
+            holdout=0.0,
+            subject_pattern=self.settings.subject_pattern if named else None,
+        )
+        if like is not None and self.settings.size is None and like.size[0] == like.size[1]:
+            wanted = replace(wanted, size=like.size[0])
+        if like is not None and self.settings.color == "auto":
+            wanted = replace(wanted, color="gray" if len(like.channels) == 1 else "rgb")
+        # One key for all roles lets a shared patient be seen. Without a pattern the file name is no patient,
+        # and "001.png" in two folders must not look like one.
+        key = self.key if named else secrets.token_bytes(32)
+        return prepare_cohort(source=path, out=self.scratch / role, settings=wanted, key=key)
+
+
+def _all(folder: ImageFolder) -> ImageSet:
+    return ImageSet(folder, np.arange(len(folder), dtype=np.int64))
+
+
+def _roles_of_cohort(opener: _Opener, synthetic: Path, cohort: ImageFolder) -> Roles:
+    samples = opener.open(synthetic, like=cohort, role="synthetic")
+    warnings = []
+    train, holdout = cohort.rows("train"), cohort.rows("holdout")
+    made_from = samples.header.inputs.get("cohort")
+    if samples.header.kind == "samples" and made_from == cohort.digest:
+        subjects = samples.header.content.get("subjects")
+        seen = select_train_rows(cohort, subjects=subjects, seed=samples.header.content.get("subject_seed", 0))
+        # Train subjects whom this generator never saw are held out as well as any.
+        holdout = np.sort(np.concatenate([holdout, np.setdiff1d(train, seen)]))
+        train = seen
+    elif samples.header.kind == "samples":
+        warnings.append(
+            "These samples were not made from this cohort (or it has changed since): what follows speaks of the "
+            "cohort's train role, which the generator may not have seen."
+        )
+    return Roles(
+        synthetic=_all(samples),
+        train=ImageSet(cohort, train),
+        holdout=ImageSet(cohort, holdout),
+        warnings=tuple(warnings),
+        inputs={"synthetic": samples.digest, "cohort": cohort.digest},
+    )
+
+
+def _roles_of_folders(opener: _Opener, synthetic: Path, train: Path, holdout: Path | None) -> Roles:
+    seen = opener.open(train, role="train")
+    held = opener.open(holdout, like=seen, role="holdout") if holdout else None
+    samples = opener.open(synthetic, like=seen, role="synthetic")
+    inputs = {"synthetic": samples, "train": seen} | ({"holdout": held} if held else {})
+    assumed = opener.settings.subject_pattern is None and folders.kind_of(train) is None
+    return Roles(
+        synthetic=_all(samples),
+        train=_all(seen),
+        holdout=_all(held) if held else ImageSet(seen, np.empty(0, np.int64)),
+        warnings=(
+            "Each file is taken as a patient of its own, because no --subject-pattern was given: "
+            "if patients have several, intervals are too narrow and patients in both roles go unnoticed.",
+        )
+        if assumed
+        else (),
+        inputs={name: folder.digest for name, folder in inputs.items()},
+    )
+
+
+def _distrust(roles: Roles) -> Roles:
+    """Take out of the holdout who is also in train, and say so."""
+    train, holdout = roles.train, roles.holdout
+    subjects = holdout.subjects
+    shared = np.isin(subjects, train.subjects)
+    digests = holdout.folder.column("digest")[holdout.rows]
+    twins = np.isin(digests, train.folder.column("digest")[train.rows]) & ~shared
+    suspects = np.unique(subjects[twins])
+    out = shared | np.isin(subjects, suspects)
+    warnings = []
+    if shared.any():
+        warnings.append(
+            f"{len(np.unique(subjects[shared]))} of {len(np.unique(subjects))} holdout patients also occur in train: "
+            "they were left out of the holdout."
+        )
+    if len(suspects):
+        warnings.append(
+            f"{len(suspects)} holdout patients have an image that is pixel-identical to a train image: "
+            "they were left out of the holdout."
+        )
+    return replace(
+        roles,
+        holdout=ImageSet(holdout.folder, holdout.rows[~out]),
+        warnings=(*warnings, *roles.warnings),
+    )
+
+
+def _check_fit(roles: Roles) -> None:
+    train = roles.train.folder
+    for name, other in (("synthetic", roles.synthetic), ("holdout", roles.holdout)):
+        folder = other.folder
+        if folder.channels != train.channels:
+            raise InputError(
+                f"{folder.path} ({name}) has channels {', '.join(folder.channels)}, train has "
+                f"{', '.join(train.channels)}. Prepare both with the same recipe (plain folders: --color gray)."
+            )
+        if (folder.size, folder.dtype) != (train.size, train.dtype):
+            raise InputError(
+                f"{folder.path} ({name}) has {folder.size[1]}×{folder.size[0]} {folder.dtype} images, train has "
+                f"{train.size[1]}×{train.size[0]} {train.dtype}. Prepare both alike (plain folders: --size)."
+            )
+    if len(roles.train) == 0:
+        raise InputError("there are no train images to compare with. Check --against or --train.")
+    if len(roles.synthetic) == 0:
+        raise InputError(f"{roles.synthetic.folder.path} holds no synthetic images. Draw some first.")
+
+
+def choose_channels(roles: Roles, wanted: tuple[str, ...]) -> list[int]:
+    """Indices of the channels to compare: the named ones, else all but the mask."""
+    unknown = [name for name in wanted if name not in roles.channels]
+    if unknown:
+        raise SettingsError(f"--channels {', '.join(unknown)}: there are {', '.join(roles.channels)}.")
+    chosen = [
+        index
+        for index, name in enumerate(roles.channels)
+        if (name in wanted if wanted else name != MASK)
+    ]
+    return chosen or list(range(len(roles.channels)))

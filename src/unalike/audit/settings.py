@@ -1,0 +1,50 @@
+"""What `audit_samples` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unalike.errors import SettingsError
+from unalike.images.geometry import Fit
+from unalike.images.pictures import Color
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """Everything that decides an audit; saved in its header."""
+
+    level: float = 0.05
+    """Error rate: the expected share of false alarms among the flagged images (Benjamini–Hochberg)."""
+
+    best: int = 5
+    """Matches to keep per image, best first."""
+
+    channels: tuple[str, ...] = ()
+    """Channels to compare; without it, all but the mask."""
+
+    pairs: int = 24
+    """Closest pairs to keep as evidence, with pictures."""
+
+    planted: int = 64
+    """Planted copies per kind of change, from as many subjects, to measure the power; 0 leaves it unmeasured."""
+
+    subject_pattern: str | None = None
+    """Plain folders: regular expression over the path whose first group (or whole match) names the patient."""
+
+    size: int | None = None
+    """Plain folders: bring all pictures to this height and width in pixels."""
+
+    fit: Fit = "pad"
+    """Plain folders: reach the size by padding, stretching, or cropping."""
+
+    color: Color = "auto"
+    """Plain folders: keep gray or colour as they are, or turn all into gray or rgb."""
+
+    def check(self) -> None:
+        """Raise `SettingsError` for a value that makes no sense."""
+        if not 0 < self.level < 1:
+            raise SettingsError(f"--level {self.level}: give a rate between 0 and 1, such as 0.05.")
+        if self.best < 1:
+            raise SettingsError(f"--best {self.best}: give 1 or more.")
+        if self.pairs < 0 or self.planted < 0:
+            raise SettingsError("--pairs and --planted cannot be negative.")

@@ -1,0 +1,97 @@
+"""The command line: one short file per verb that parses, calls one public function, and prints.
+
+Exit codes: 0 done; 1 failed on the way (what was finished stays); 2 bad input or usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts import App, CycloptsError
+from cyclopts.config import Toml
+
+from unalike import __version__
+from unalike.cli.audit import audit
+from unalike.cli.demo import demo
+from unalike.cli.inspect import inspect
+from unalike.cli.phantom import phantom
+from unalike.cli.prepare import prepare
+from unalike.cli.report import report
+from unalike.cli.sample import sample
+from unalike.cli.train import train
+from unalike.errors import SettingsError, UnalikeError
+
+_EPILOGUE = """Before any command: --debug shows where an error came from; --config FILE takes settings from a TOML file \
+with one table per command ([prepare], [train.diffusion], …), over which flags win."""
+
+
+def build_app(config: Path | None = None) -> App:
+    """The command line as an object; ``config`` is a TOML file with settings."""
+    app = App(
+        name="unalike",
+        version=__version__,
+        help="Synthetic medical images that are like no patient: prepare, train, sample, audit, report.",
+        help_epilogue=_EPILOGUE,
+        config=() if config is None else (Toml(config, must_exist=True),),
+    )
+    for command in (demo, prepare, inspect, train, sample, audit, report, phantom):
+        app.command(command)
+    return app
+
+
+def _split_global(arguments: Sequence[str]) -> tuple[list[str], bool, Path | None]:
+    """Take --debug and --config FILE out, wherever they stand."""
+    rest, debug, config = [], False, None
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument == "--debug":
+            debug = True
+        elif argument == "--config":
+            path = next(waiting, None)
+            if path is None:
+                raise SettingsError("--config needs the name of a TOML file.")
+            config = Path(path)
+        elif argument.startswith("--config="):
+            config = Path(argument.removeprefix("--config="))
+        else:
+            rest.append(argument)
+    if config is not None and not config.is_file():
+        raise SettingsError(f"--config {config} does not exist. Check the path.")
+    return rest, debug, config
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; an error is one line on stderr."""
+    debug = "--debug" in arguments
+    try:
+        rest, debug, config = _split_global(arguments)
+        app = build_app(config)
+        app(rest, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        return _fail(str(error), 2, debug)
+    except UnalikeError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted. What was finished stays; repeat the command to go on.", 130, debug)
+    except BrokenPipeError:  # the reader (head, less) went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(f"{error}. Check the disk and the permissions.", 1, debug)
+    return 0
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"unalike: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """Entry point of the ``unalike`` program."""
+    sys.exit(run(sys.argv[1:]))

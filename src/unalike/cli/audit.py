@@ -1,0 +1,71 @@
+"""``unalike audit``: was anyone copied?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from unalike.audit.settings import AuditSettings
+from unalike.cli.output import Device, DryRun, Json, Seed, print_json, show_settings
+from unalike.records import as_json
+
+
+def audit(
+    synthetic: Path,
+    *,
+    out: Path,
+    against: Path | None = None,
+    train: Path | None = None,
+    holdout: Path | None = None,
+    settings: Annotated[AuditSettings, Parameter(name="*")] = AuditSettings(),  # noqa: B008 - frozen
+    name: str | None = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Compare every synthetic image with every training image, exactly, and say who was copied and how sure that is.
+
+    Parameters
+    ----------
+    synthetic
+        Samples folder, or a plain folder of pictures from any generator.
+    out
+        Audit folder to write, with report.html inside. It holds pictures of real patients: keep it internal.
+    against
+        Cohort the generator was trained on.
+    train
+        Instead of --against: folder of the images the generator was trained on.
+    holdout
+        With --train: folder of images of other subjects. Without it nothing can be calibrated.
+    name
+        Title of the audit in reports; default the name of the synthetic folder.
+    """
+    from unalike.audit.run import audit_samples
+    from unalike.report import write_report
+
+    settings.check()
+    show_settings(settings, dry_run=dry_run, json_out=json)
+    if dry_run:
+        return
+    result = audit_samples(
+        synthetic=synthetic,
+        out=out,
+        against=against,
+        train=train,
+        holdout=holdout,
+        settings=settings,
+        name=name,
+        seed=seed,
+        device=device,
+    )
+    page = write_report(out)
+    if json:
+        print_json(as_json(result) | {"report": page})
+        return
+    verdict, highest = result.verdict, result.estimates["mean_highest_correlation"]
+    lines = [f"{verdict.decision.upper()}: {verdict.headline}", *verdict.warnings, *verdict.reasons]
+    lines += [f"mean highest correlation, {pair.replace('-', ' → ')}: {value}" for pair, value in highest.items()]
+    print("\n".join([*lines, f"report: {page}"]))

@@ -1,0 +1,77 @@
+"""``unalike prepare``: a folder of scans becomes a cohort."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from unalike.cli.output import DryRun, Json, Seed, print_json, show_settings
+from unalike.cohort.settings import PrepareSettings
+
+
+def prepare(
+    source: Path,
+    *,
+    out: Path,
+    settings: Annotated[PrepareSettings, Parameter(name="*")] = PrepareSettings(),  # noqa: B008 - frozen
+    seed: Seed = 0,
+    key: Path | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Prepare a cohort: read pictures or volumes, split by subject, store images and records.
+
+    Parameters
+    ----------
+    source
+        Folder with the pictures or volumes.
+    out
+        Cohort folder to write.
+    key
+        File whose bytes key the pseudonyms; give another cohort's private/key to name its patients alike.
+    workers
+        Threads that read; default one per core.
+    scheduler
+        Address of a Dask scheduler (tcp://host:8786) whose workers share the file system.
+    """
+    from unalike import folders
+    from unalike.cohort.build import plan_cohort, prepare_cohort
+    from unalike.errors import InputError
+
+    plan_cohort(source=source, settings=settings, seed=seed)
+    show_settings(settings, dry_run=dry_run, json_out=json)
+    if dry_run:
+        return
+    if key is not None and not key.is_file():
+        raise InputError(f"--key {key} does not exist. Check the path.")
+    cohort = prepare_cohort(
+        source=source,
+        out=out,
+        settings=settings,
+        seed=seed,
+        key=key.read_bytes() if key else None,
+        workers=workers,
+        scheduler=scheduler,
+    )
+    content = cohort.header.content
+    for bad in folders.read_json(out / folders.PRIVATE / folders.SKIPPED):
+        print(f"skipped {bad['source']}: {bad['reason']}", file=sys.stderr)
+    if json:
+        print_json({"cohort": out} | dict(content))
+        return
+    leaks = [note for note in content["notes"] if note.startswith("LEAK")]
+    others = [note for note in content["notes"] if note not in leaks]
+    subjects = {role: len(set(cohort.column("subject")[cohort.rows(role)])) for role in ("train", "holdout")}
+    images = {role: len(cohort.rows(role)) for role in subjects}
+    summary = (
+        f"{out}: {len(cohort)} images of {cohort.size[1]}×{cohort.size[0]} pixels, {', '.join(cohort.channels)}; "
+        f"train {images['train']} images of {subjects['train']} subjects, "
+        f"holdout {images['holdout']} images of {subjects['holdout']} subjects"
+    )
+    skipped = [f"{content['skipped']} of {content['items']} items were skipped."] if content["skipped"] else []
+    print("\n".join([*leaks, summary, *others, *skipped]))

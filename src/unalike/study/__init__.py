@@ -1,0 +1,1 @@
+"""Whole studies: many cohorts, generators and measures from one command. So far: the demo."""
