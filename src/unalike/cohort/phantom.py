@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,11 @@ from unalike.seeds import generator_for
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 FIELD_MM = 240.0  # BraTS: 240 voxels of 1 mm
 SLICE_MM = 3.0
-_HEIGHT_MM = 100.0  # from the third ventricle to the crown; cerebellum and face are not modelled
+_HEIGHT_MM = 60.0  # the most that is shown: cerebellum, face and crown are left out
 _LOWEST_MM = -24.0
 _MIDDLE_MM = -6.0  # a thin slab lies around the lateral ventricles
 _FINE = 2  # tissues are drawn on a grid this many times finer, so that voxels can hold several
-_CHUNK = 1 << 17  # points drawn at a time: bounds memory at full BraTS size
+_CHUNK = 1 << 16  # points drawn at a time: bounds memory at full BraTS size
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.uint8]
@@ -52,10 +53,11 @@ Labels = NDArray[np.uint8]
 class PhantomSettings:
     """What to draw: ``subjects`` volumes of ``size`` × ``size`` × ``slices`` voxels.
 
-    The field of view is 240 mm, so a voxel is 240 / ``size`` mm wide; slices are 3 mm apart, or closer where
-    more than 33 are asked for. ``tumour_share`` (0 to 1) is each subject's chance of a tumour; ``noise``
-    (0 to 0.5) is the standard deviation of the Rician noise as a share of the brightest tissue's signal.
-    Without ``skull`` all outside the brain is exactly 0, as in BraTS.
+    The field of view is 240 mm, so a voxel is 240 / ``size`` mm wide. Slices are 3 mm apart, or closer where
+    more than 20 are asked for: they cover the ventricles and what is above, 60 mm at most. ``tumour_share``
+    (0 to 1) is each subject's chance of a tumour. ``noise`` (0 to 0.5) is the standard deviation of the
+    Rician noise as a share of the signal of the brightest healthy brain tissue (white matter in T1, fluid in
+    T2, grey matter in FLAIR). Without ``skull`` all outside the brain is exactly 0, as in BraTS.
 
     Raises `SettingsError` for values outside these ranges.
     """
@@ -109,9 +111,9 @@ class Tissue(IntEnum):
 SEGMENTATION = {Tissue.NECROSIS: 1, Tissue.OEDEMA: 2, Tissue.ENHANCING: 4}
 """BraTS labels of the tumour's parts."""
 
-# Proton density (relative), T1 and T2 in ms: typical values at 1.5 T. Healthy brain after Stanisz et al. 2005
-# (Magn Reson Med 54:507) and the BrainWeb simulator (Kwan et al. 1999, IEEE TMI 18:1085), rounded; tumour
-# parts in the middle of the ranges that relaxometry of glioma reports.
+# Proton density (relative), T1 and T2 in ms: typical values at 1.5 T. Grey and white matter lie between the
+# BrainWeb simulator (Kwan et al. 1999, IEEE TMI 18:1085) and Stanisz et al. 2005 (Magn Reson Med 54:507);
+# fluid is that of long measurements; parts of a tumour are typical of glioma, and chosen to look like it.
 RELAXATION: Mapping[Tissue, tuple[float, float, float]] = {
     Tissue.AIR: (0.0, 1000.0, 100.0),
     Tissue.FLUID: (1.00, 4200.0, 1800.0),
@@ -145,13 +147,14 @@ def inversion_recovery_signal(*, density: Any, t1: Any, t2: Any, tr: float, te: 
 
 
 def add_rician_noise(*, signal: Floats, sigma: float, random: np.random.Generator) -> Floats:
-    """Magnitude of ``signal`` (any shape) plus complex Gaussian noise of standard deviation ``sigma`` per part.
+    """Magnitude of ``signal`` (any shape) plus complex Gaussian noise, standard deviation ``sigma`` per part.
 
     Where the signal is 0 the result is Rayleigh distributed, with mean sigma · √(π/2).
     Source: Gudbjartsson and Patz 1995 (Magn Reson Med 34:910).
     """
     real, imaginary = random.standard_normal((2, *signal.shape), dtype=np.float32) * np.float32(sigma)
-    return np.hypot(signal + real, imaginary)
+    magnitude: Floats = np.hypot(signal + real, imaginary)
+    return magnitude
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,7 @@ class _Waves:
 
 
 def _blocks(count: int) -> Iterator[slice]:
-    # Small enough for the cache, and for BLAS to leave its threads asleep, which cost more than they give here.
+    # Small enough for the cache, and for BLAS to leave its threads asleep: waking them costs more here.
     return (slice(first, first + 2048) for first in range(0, count, 2048))
 
 
@@ -252,12 +255,11 @@ def _draw_person(random: np.random.Generator, tumour_share: float) -> _Person:
     angles = random.normal(0, (4.0, 4.0, 6.0))  # nodding, tilting, turning, in degrees
     fold_length = uniform(24, 34)
     width = 0.75 + 0.9 * age + uniform(-0.15, 0.25)
+    half_axes = random.normal((66, 84, 67), (3.6, 4.6, 2.7))
     healthy = _Person(
         rotation=_rotation(np.radians(angles)),
         shift=random.normal(0, (3.5, 3.5, 4.0)).astype(np.float32)[:, None],
-        half_axes=(np.array((66.0, 84.0, 64.0)) * random.normal(1, (0.055, 0.055, 0.04)))
-        .astype(np.float32)
-        .clip((58, 74, 58), (76, 94, 72))[:, None],
+        half_axes=half_axes.clip((58, 74, 60), (76, 94, 74)).astype(np.float32)[:, None],
         taper=uniform(0.02, 0.2),
         deformation=_Waves.draw(random, waves=9, shortest=110, longest=230, spread=3.6, channels=3),
         fluid=1.0 + 2.5 * age + uniform(0, 0.8),
@@ -307,7 +309,8 @@ def _rotation(angles: NDArray[np.float64]) -> Floats:
     about_x = np.array(((1, 0, 0), (0, cx, -sx), (0, sx, cx)))
     about_y = np.array(((cy, 0, sy), (0, 1, 0), (-sy, 0, cy)))
     about_z = np.array(((cz, -sz, 0), (sz, cz, 0), (0, 0, 1)))
-    return (about_x @ about_y @ about_z).astype(np.float32)
+    rotation: Floats = (about_x @ about_y @ about_z).astype(np.float32)
+    return rotation
 
 
 def _hull_depth(person: _Person, points: Floats) -> tuple[Floats, Floats]:
@@ -340,9 +343,8 @@ def _classify(person: _Person, scanner: Floats) -> Labels:
 def _draw_covers(person: _Person, points: Floats, depth: Floats) -> Labels:
     x, y, z = points
     # The temporal muscle lies on the temples, below the top of the ear.
-    temple = np.exp(-(((y - 22) / 30) ** 2) - ((z + 36) / 26) ** 2) / (
-        1 + (60 / np.maximum(np.abs(x), 1)) ** 6
-    )
+    side = (x / 60) ** 6
+    temple = np.exp(-(((y - 22) / 30) ** 2) - ((z + 36) / 26) ** 2) * side / (1 + side)
     muscle = 2 * person.muscle * temple
     bone = person.bone * (1 - 0.2 * np.tanh((y + 40) / 25))  # thickest at the back
     tissue = np.zeros(depth.shape, np.uint8)
@@ -381,7 +383,7 @@ def _draw_brain(person: _Person, points: Floats, depth: Floats, share: Floats) -
 
 def _pial_distance(person: _Person, points: Floats, middle: Floats, depth: Floats, share: Floats) -> Floats:
     """Distance (N,) in mm to the folded surface of the brain; negative in the fluid of a sulcus."""
-    pial = np.where(depth < 0.3, -1, depth)
+    pial: Floats = np.where(depth < 0.3, np.float32(-1), depth)
     # Drawn outwards to the hull, so that a fold hardly changes with depth and its walls stand upright.
     draw_out = share**-0.5
     for field, fold_depth in person.folds:
@@ -398,7 +400,8 @@ def _pial_distance(person: _Person, points: Floats, middle: Floats, depth: Float
     x = np.abs(middle)
     sheet = np.hypot(y - 22 + 0.35 * (x - 40), 0.6 * np.maximum(z - 2, 0))
     inward = np.maximum(40 - x, 0)
-    return np.minimum(pial, np.hypot(sheet, inward) - 1.2 - 1.3 * person.gap)
+    np.minimum(pial, np.hypot(sheet, inward) - 1.2 - 1.3 * person.gap, out=pial)
+    return pial
 
 
 # Lateral ventricle: places of its axis with their radius (mm), from the frontal to the occipital horn.
@@ -431,7 +434,7 @@ def _draw_core(person: _Person, points: Floats, middle: Floats, tissue: Labels) 
     # Wide ventricles grow outwards: the septum between them stays.
     place[0] -= 3.0 * (width - 1)
     nearest = np.full(side.shape, np.inf, np.float32)
-    for (start, begin), (stop, end) in zip(_HORNS[:-1], _HORNS[1:], strict=True):
+    for (start, begin), (stop, end) in pairwise(_HORNS):
         axis = _column(stop) - _column(start)
         offset = place - _column(start)
         along = (np.einsum("in,i->n", offset, axis[:, 0]) / (axis**2).sum()).clip(0, 1)
@@ -510,7 +513,8 @@ def _shrink(fine: Floats) -> Floats:
     """Mean over blocks of the fine grid."""
     height, width, slices = fine.shape
     blocks = fine.reshape(height // _FINE, _FINE, width // _FINE, _FINE, slices)
-    return blocks.mean(axis=(1, 3), dtype=np.float32)
+    mean: Floats = blocks.mean(axis=(1, 3), dtype=np.float32)
+    return mean
 
 
 def draw_anatomy(*, settings: PhantomSettings = DEFAULTS, seed: int = 0, index: int = 0) -> Anatomy:
@@ -537,18 +541,18 @@ def draw_anatomy(*, settings: PhantomSettings = DEFAULTS, seed: int = 0, index: 
 
 
 def draw_signals(*, random: np.random.Generator) -> Floats:
-    """Signal of each tissue, (4 modalities, 12 tissues), the brightest of each modality being 1.
+    """Signal of each tissue, (4 modalities, 12 tissues); 1 is the brightest healthy tissue of the brain.
 
     Relaxation times vary a little from subject to subject, and the scanner's TR and TE more.
     """
     density, t1, t2 = np.array([RELAXATION[kind] for kind in Tissue]).T
     density = density * np.exp(random.normal(0, 0.03, density.shape))
-    t1 = t1 * np.exp(random.normal(0, 0.05, t1.shape))
+    t1 = t1 * np.exp(random.normal(0, 0.04, t1.shape))
     t2 = t2 * np.exp(random.normal(0, 0.06, t2.shape))
     uniform = random.uniform
     enhanced = t1.copy()
     enhanced[Tissue.ENHANCING] *= uniform(0.22, 0.4)  # gadolinium leaks in
-    tr, te = uniform(420, 700), uniform(8, 16)
+    tr, te = uniform(380, 620), uniform(8, 16)
     plain = spin_echo_signal(density=density, t1=t1, t2=t2, tr=tr, te=te)
     contrast = spin_echo_signal(density=density, t1=enhanced, t2=t2, tr=tr, te=te)
     weighted = spin_echo_signal(density=density, t1=t1, t2=t2, tr=uniform(3500, 6500), te=uniform(75, 120))
@@ -557,8 +561,9 @@ def draw_signals(*, random: np.random.Generator) -> Floats:
     fluid = RELAXATION[Tissue.FLUID][1]
     ti = fluid * math.log(2 / (1 + math.exp(-tr / fluid)))
     flair = inversion_recovery_signal(density=density, t1=t1, t2=t2, tr=tr, te=uniform(85, 130), ti=ti)
-    signals = np.stack((plain, contrast, weighted, flair))
-    return (signals / signals.max(axis=1, keepdims=True)).astype(np.float32)
+    signals = np.stack((plain, contrast, weighted, flair), dtype=np.float32)
+    signals /= signals[:, Tissue.FLUID : Tissue.DEEP_GREY + 1].max(axis=1, keepdims=True)
+    return signals
 
 
 def draw_pictures(
@@ -566,7 +571,7 @@ def draw_pictures(
 ) -> dict[str, NDArray[np.int16]]:
     """Scan a subject: modality → int16 (size, size, slices).
 
-    The brightest tissue has about 1000 times a gain (0.7 to 1.4) of the scanner.
+    The brightest healthy tissue of the brain has about 1000 times a gain (0.7 to 1.4) of the scanner.
     """
     random = generator_for(seed, "phantom-scan", index)
     signals = draw_signals(random=random)

@@ -61,26 +61,29 @@ def draw_distribution(audit: Audit, comparisons: Sequence[str], *, bins: FloatAr
     """Overlay how close the images of some comparisons come to their best match (figure 3 of Akbar et al.)."""
     figure = Figure(figsize=(4.6, 2.9), layout="constrained")
     axes = figure.subplots()
-    for name in comparisons:
-        _draw_shares(axes, audit.highest[name], bins, STYLES[name])
-    if "holdout-train" in comparisons and np.isfinite(audit.highest_holdout):
+    first, *others = comparisons
+    _draw_shares(axes, audit.highest[first], bins, STYLES[first], counted=True)
+    if "holdout-train" in others:
         _mark_highest_holdout(axes, audit.highest_holdout)
+    for name in others:
+        _draw_shares(axes, audit.highest[name], bins, STYLES[name], counted=True)
     _dress(axes, bins)
     axes.set_ylabel("share of images, %", color=INK)
-    figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, fontsize=9, handlelength=1.8)
+    figure.legend(
+        loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, fontsize=9, handlelength=1.8
+    )
     return figure
 
 
 def draw_comparison(audits: Sequence[Audit], *, bins: FloatArray) -> Figure:
     """Draw one row for each audit on common bins: synthetic → train over holdout → train."""
-    figure = Figure(figsize=(6.4, 0.9 + 1.0 * len(audits)), layout="constrained")
+    figure = Figure(figsize=(4.6, 0.9 + 0.85 * len(audits)), layout="constrained")
     rows = figure.subplots(len(audits), 1, sharex=True, squeeze=False)[:, 0]
     for axes, audit in zip(rows, audits, strict=True):
         for name in ("synthetic-train", "holdout-train"):
             if name in audit.highest:
                 _draw_shares(axes, audit.highest[name], bins, STYLES[name])
-        if np.isfinite(audit.highest_holdout):
-            _mark_highest_holdout(axes, audit.highest_holdout)
+        _mark_highest_holdout(axes, audit.highest_holdout)
         _dress(axes, bins, label=axes is rows[-1])
         axes.set_yticks([])
         axes.set_title(audit.name, loc="left", fontsize=9.5, color=INK, parse_math=False, pad=3)
@@ -92,7 +95,7 @@ def draw_comparison(audits: Sequence[Audit], *, bins: FloatArray) -> Figure:
         list(legends.values()),
         list(legends),
         loc="outside upper left",
-        ncols=3,
+        ncols=2,
         frameon=False,
         labelcolor=INK,
         fontsize=9,
@@ -101,19 +104,21 @@ def draw_comparison(audits: Sequence[Audit], *, bins: FloatArray) -> Figure:
     return figure
 
 
-def _draw_shares(axes: Axes, values: FloatArray, bins: FloatArray, style: Style) -> None:
+def _draw_shares(
+    axes: Axes, values: FloatArray, bins: FloatArray, style: Style, *, counted: bool = False
+) -> None:
     values = values[np.isfinite(values)]
     counts, _ = np.histogram(np.clip(values, bins[0], bins[-1]), bins)
     shares = 100.0 * counts / max(1, values.size)
     if style.fill:
         axes.stairs(shares, bins, fill=True, color=style.colour, alpha=style.fill, linewidth=0)
-    axes.stairs(
-        shares, bins, color=style.colour, linestyle=style.line, linewidth=1.6, label=f"{style.label} (n = {values.size:,})"
-    )
+    label = f"{style.label} (n = {values.size:,})" if counted else style.label
+    axes.stairs(shares, bins, color=style.colour, linestyle=style.line, linewidth=1.6, label=label)
 
 
 def _mark_highest_holdout(axes: Axes, value: float) -> None:
-    axes.axvline(value, color=INK, linewidth=1.0, linestyle=(0, (1, 2)), label="closest holdout image")
+    if np.isfinite(value):
+        axes.axvline(value, color=INK, linewidth=1.0, linestyle=(0, (1, 2)), label="closest holdout image")
 
 
 def _dress(axes: Axes, bins: FloatArray, *, label: bool = True) -> None:
@@ -132,7 +137,9 @@ def draw_pairs(pairs: Pairs, *, channel: int, compared: bool) -> Figure:
     shown = range(min(PAIRS_DRAWN, len(pairs)))
     figure = Figure(figsize=(7.2, 0.4 + 1.75 * len(shown)), layout="constrained")
     grid = figure.subplots(len(shown), 4, squeeze=False)
-    window = show_window(np.concatenate([pairs.synthetic[:, channel], pairs.train[:, channel]]), compared=compared)
+    window = show_window(
+        np.concatenate([pairs.synthetic[:, channel], pairs.train[:, channel]]), compared=compared
+    )
     colours = mpl.colors.ListedColormap(difference_palette() / 255.0)
     full = DIFFERENCE_FULL * (window[1] - window[0])
     for row, axes in zip(shown, grid, strict=True):
@@ -180,10 +187,10 @@ def inline_svg(svg: str, *, prefix: str, label: str) -> str:
 
     ``label`` must be escaped text; it becomes the figure's accessible name.
     """
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (xmlns(:\w+)?|version|width|height)="[^"]*"', "", svg.split(">", 1)[0]) + ">" + svg.split(">", 1)[1]
-    svg = svg.replace("xlink:href", "href").replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    head, _, body = svg[svg.index("<svg") :].partition(">")
+    head = re.sub(r' (xmlns(:\w+)?|version|width|height)="[^"]*"', "", head)
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
+    svg = f'{head} role="img" aria-label="{label}">{body}'.replace("xlink:href", "href")
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     svg = svg.replace(INK, "currentColor").replace(PAPER, "none")

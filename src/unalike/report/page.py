@@ -109,11 +109,15 @@ def write_report(
     if not sources:
         raise SettingsError("No audit folder was given. Name at least one.")
     if out is None and len(sources) > 1:
-        raise SettingsError("A comparison of several audits belongs to none of them: say where it goes (--out).")
+        raise SettingsError(
+            "A comparison of several audits belongs to none of them: say where it goes (--out)."
+        )
     out = Path(out) if out is not None else sources[0] / _page_name(shareable)
     audits = [read_audit(folder, shareable=shareable) for folder in sources]
     try:
-        views = [_view(each, number, budget=PICTURE_BUDGET // len(audits)) for number, each in enumerate(audits, 1)]
+        views = [
+            _view(each, number, budget=PICTURE_BUDGET // len(audits)) for number, each in enumerate(audits, 1)
+        ]
         out.parent.mkdir(parents=True, exist_ok=True)
         overview = _draw_overview(audits, out.parent / folders.FIGURES) if len(audits) > 1 else None
         html = _render(views, title=title, shareable=shareable, overview=overview)
@@ -154,14 +158,17 @@ def _view(audit: Audit, number: int, *, budget: int) -> AuditView:
             drawn[name] = Markup(figures.inline_svg(svg, prefix=f"{anchor}-{name}", label=label))  # noqa: S704
     if audit.pairs is not None and len(audit.pairs):
         channel = _first_compared(audit)
-        figures.save_figure(figures.draw_pairs(audit.pairs, channel=channel, compared=True), directory / "closest-pairs")
+        figures.save_figure(
+            figures.draw_pairs(audit.pairs, channel=channel, compared=True), directory / "closest-pairs"
+        )
     return AuditView(
         audit=audit,
         anchor=anchor,
         icon=ICONS.get(audit.content["verdict"]["decision"], "unclear"),
         figures=drawn,
         pairs=_view_pairs(audit, budget=budget),
-        reduced=max(audit.content["channels"]["height"], audit.content["channels"]["width"]) > pictures.LARGEST_SIDE,
+        reduced=max(audit.content["channels"]["height"], audit.content["channels"]["width"])
+        > pictures.LARGEST_SIDE,
     )
 
 
@@ -173,7 +180,9 @@ def _first_compared(audit: Audit) -> int:
 def _draw_overview(audits: Sequence[Audit], directory: Path) -> Markup:
     directory.mkdir(exist_ok=True)
     wanted = ("synthetic-train", "holdout-train")
-    series: list[FloatArray] = [each.highest[name] for each in audits for name in wanted if name in each.highest]
+    series: list[FloatArray] = [
+        each.highest[name] for each in audits for name in wanted if name in each.highest
+    ]
     figure = figures.draw_comparison(audits, bins=figures.choose_bins(series))
     svg = figures.save_figure(figure, directory / "comparison")
     label = "Histograms of highest correlations, one row for each audit"
@@ -195,7 +204,9 @@ def _view_pairs(audit: Audit, *, budget: int) -> tuple[PairView, ...]:
     views: list[PairView] = []
     for row in np.argsort(-pairs.similarity, kind="stable"):
         channels = tuple(
-            _view_channel(pairs, int(row), channel, name=name, compared=name in compared, window=windows[channel])
+            _view_channel(
+                pairs, int(row), channel, name=name, compared=name in compared, window=windows[channel]
+            )
             for channel, name in enumerate(names)
         )
         budget -= sum(_weight(channel) for channel in channels)
@@ -247,7 +258,9 @@ def _weight(view: ChannelView) -> int:
     return sum(len(picture.uri) for picture in drawn if picture is not None)
 
 
-def _render(views: Sequence[AuditView], *, title: str | None, shareable: bool, overview: Markup | None) -> str:
+def _render(
+    views: Sequence[AuditView], *, title: str | None, shareable: bool, overview: Markup | None
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("unalike.report"),
         autoescape=True,
@@ -279,7 +292,9 @@ def _render(views: Sequence[AuditView], *, title: str | None, shareable: bool, o
         )
     except (jinja2.UndefinedError, KeyError, TypeError) as error:
         damaged = ", ".join(str(view.audit.header.path) for view in views)
-        raise FolderError(f"{damaged} lacks something a report needs ({error}). Run the audit again.") from error
+        raise FolderError(
+            f"{damaged} lacks something a report needs ({error}). Run the audit again."
+        ) from error
 
 
 def _defined(value: Any) -> bool:

@@ -60,7 +60,7 @@ class Exposed:
     subject: str
     copies: int
     share: float
-    similarity: float
+    highest: float
     images: int
 
 
@@ -143,7 +143,15 @@ def _damaged(path: Path) -> Iterator[None]:
         raise FolderError(f"{path} is missing. Run the audit again.")
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, OSError, zipfile.BadZipFile, pa.ArrowException) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OSError,
+        zipfile.BadZipFile,
+        pa.ArrowException,
+    ) as error:
         raise FolderError(f"{path} is damaged ({error}). Run the audit again.") from error
 
 
@@ -193,7 +201,7 @@ def _read_exposure(folder: Path) -> tuple[Exposed, ...]:
                 subject=str(row["subject"]),
                 copies=int(row["copies"]),
                 share=_number(row["share"]),
-                similarity=_number(row["similarity"]),
+                highest=_number(row["highest"]),
                 images=int(row["images"]),
             )
             for row in rows

@@ -1,0 +1,100 @@
+"""What a training keeps on disk while it runs: checkpoints, a log, and Ctrl-C that never tears an update.
+
+A checkpoint is a folder ``step-00000120`` of one safetensors file (weights, average, optimizer) and one JSON
+file (step, seconds). It is written under another name and renamed when whole, so that there is no half
+checkpoint. No pickle is written or read. There is no random state to keep: every random number of step n
+comes from a stream keyed by n.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from unalike import folders
+from unalike.errors import FolderError
+
+STATE = "state.safetensors"
+PROGRESS = "state.json"
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State of a training after ``step`` updates and ``seconds`` of work."""
+
+    step: int
+    seconds: float
+    tensors: Mapping[str, torch.Tensor]
+
+
+def save_checkpoint(out: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint into ``out``/checkpoints, whole or not at all, and drop all but the newest two."""
+    place = out / folders.CHECKPOINTS
+    place.mkdir(exist_ok=True)
+    final = place / f"step-{checkpoint.step:08d}"
+    temporary = final.with_suffix(".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, temporary / STATE)
+    with (temporary / STATE).open("rb") as stream:
+        os.fsync(stream.fileno())
+    folders.write_json(temporary / PROGRESS, {"step": checkpoint.step, "seconds": checkpoint.seconds})
+    shutil.rmtree(final, ignore_errors=True)  # one that could not be read, or the same step once more
+    temporary.rename(final)
+    for old in _found(out)[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_newest_checkpoint(out: Path) -> Checkpoint | None:
+    """The newest readable checkpoint under ``out``, on the CPU, or None; a damaged one is passed over."""
+    for place in reversed(_found(out)):
+        try:
+            progress = folders.read_json(place / PROGRESS)
+            tensors = load_file(place / STATE)
+        except (FolderError, SafetensorError, OSError):
+            continue
+        return Checkpoint(int(progress["step"]), float(progress["seconds"]), tensors)
+    return None
+
+
+def _found(out: Path) -> list[Path]:
+    return sorted(place for place in (out / folders.CHECKPOINTS).glob("step-*") if place.suffix != ".partial")
+
+
+def append_log(out: Path, entry: Mapping[str, Any]) -> None:
+    """Append one line to ``log.jsonl``. After a resume a step may stand there twice; the last line counts."""
+    with (out / folders.LOG).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(entry) + "\n")
+
+
+@contextlib.contextmanager
+def hold_interrupts() -> Iterator[None]:
+    """Let Ctrl-C wait until the body is done: weights, optimizer and average change together or not at all.
+
+    Outside the main thread, where Ctrl-C never arrives, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[tuple[int, Any]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: arrived.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if arrived and callable(before):
+        before(*arrived[0])
