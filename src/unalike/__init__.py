@@ -27,14 +27,14 @@ _HOMES = {
     "UnalikeError": "unalike.errors",
     "audit_samples": "unalike.audit.run",
     "correlate": "unalike.similarity.correlation",
-    "draw_samples": "unalike.generators",
+    "draw_samples": "unalike.generators.runs",
     "find_matches": "unalike.similarity.correlation",
     "inspect_folder": "unalike.report.inspect",
     "make_phantom": "unalike.cohort.phantom",
     "open_images": "unalike.cohort.store",
     "prepare_cohort": "unalike.cohort.build",
     "run_demo": "unalike.study.demo",
-    "train_generator": "unalike.generators",
+    "train_generator": "unalike.generators.runs",
     "write_report": "unalike.report",
 }
 
@@ -52,11 +52,11 @@ if TYPE_CHECKING:
     from unalike.cohort.store import open_images as open_images
     from unalike.errors import InputError as InputError
     from unalike.errors import UnalikeError as UnalikeError
-    from unalike.generators import draw_samples as draw_samples
-    from unalike.generators import train_generator as train_generator
     from unalike.generators.controls.gaussian import GaussianSettings as GaussianSettings
     from unalike.generators.controls.memorizer import MemorizerSettings as MemorizerSettings
     from unalike.generators.diffusion.settings import DiffusionSettings as DiffusionSettings
+    from unalike.generators.runs import draw_samples as draw_samples
+    from unalike.generators.runs import train_generator as train_generator
     from unalike.generators.settings import DrawSettings as DrawSettings
     from unalike.records import Estimate as Estimate
     from unalike.report import write_report as write_report

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ def map_in_order(
     workers: int | None = None,
     processes: bool = False,
     scheduler: str | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield ``function(item)`` for each item, in order, while a bounded number is worked on ahead.
 
     ``processes`` picks processes instead of threads. ``scheduler`` is the address of a Dask scheduler
@@ -41,9 +41,7 @@ def map_in_order(
 
 
 @contextmanager
-def _executor(
-    workers: int, processes: bool, scheduler: str | None
-) -> Iterator[tuple[Callable[..., Any], int]]:
+def _executor(workers: int, processes: bool, scheduler: str | None) -> Iterator[tuple[Callable[..., Any], int]]:
     if scheduler:
         try:
             from distributed import Client
@@ -67,7 +65,9 @@ def _executor(
     try:
         yield pool.submit, workers * 3
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # Never wait here: a generator left behind is closed wherever the garbage collector happens to run, and a
+        # worker thread that waits for itself waits for ever.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Progress:
@@ -108,7 +108,13 @@ class _Bar(Progress):
 @contextmanager
 def _bar(description: str, total: int, unit: str) -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as RichProgress
 
     columns = (
@@ -147,14 +153,13 @@ def _silence() -> Iterator[Progress]:
 
 def read_ahead(items: Iterable[Item], *, depth: int = 2) -> Iterator[Item]:
     """Yield the same items while a thread draws up to ``depth`` of them ahead: reading hides behind work."""
-    with ThreadPoolExecutor(1) as pool:
-        source = iter(items)
-        end = object()
-        waiting = deque(pool.submit(next, source, end) for _ in range(depth))
-        try:
-            while (item := waiting.popleft().result()) is not end:
-                waiting.append(pool.submit(next, source, end))
-                yield item  # type: ignore[misc]
-        finally:
-            for future in waiting:
-                future.cancel()
+    pool = ThreadPoolExecutor(1)
+    source = iter(items)
+    end = object()
+    waiting = deque(pool.submit(next, source, end) for _ in range(depth))
+    try:
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, source, end))
+            yield item  # type: ignore[misc]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # as in `_executor`

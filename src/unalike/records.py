@@ -16,6 +16,7 @@ Role = Literal["train", "holdout"]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 TextArray = npt.NDArray[np.str_]
+Pixels = npt.NDArray[Any]  # uint8 or uint16 images; each function says in which shape
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,5 @@ def as_json(value: Any) -> Any:
 
 def estimate_from_json(entry: Mapping[str, Any]) -> Estimate:
     """Read back an `Estimate` written by `as_json`."""
-    numbers = {
-        key: math.nan if entry[key] is None else float(entry[key]) for key in ("value", "low", "high")
-    }
-    return Estimate(
-        **numbers, n=int(entry["n"]), method=str(entry["method"]), confidence=float(entry["confidence"])
-    )
+    numbers = {key: math.nan if entry[key] is None else float(entry[key]) for key in ("value", "low", "high")}
+    return Estimate(**numbers, n=int(entry["n"]), method=str(entry["method"]), confidence=float(entry["confidence"]))

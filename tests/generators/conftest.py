@@ -14,9 +14,6 @@ from unalike.cohort.store import ImageWriter
 
 MakeCohort = Callable[..., Path]
 
-# A network of a few thousand weights: what is tested here does not depend on its size.
-TINY = {"base_channels": 8, "channel_multipliers": (1, 2), "batch_size": 4, "warmup": 2, "precision": "float32"}
-
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +32,7 @@ def make_cohort(tmp_path: Path) -> MakeCohort:
         dtype: Any = np.uint8,
         pixels: np.ndarray | None = None,
     ) -> Path:
-        """Smooth random images; the last ``holdout`` subjects are held out, and their images are all white."""
+        """Random images; the last ``holdout`` subjects are held out, and their images are all white."""
         out = tmp_path / "cohort"
         folders.begin_folder(out, kind="cohort", settings={})
         dtype = np.dtype(dtype)

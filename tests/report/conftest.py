@@ -45,7 +45,7 @@ class FakeAudit:
     reasons: list[str] = field(
         default_factory=lambda: [
             "112 images pass Benjamini–Hochberg at 5 %.",
-            "113 lie beyond every holdout image.",
+            "113 lie beyond the holdout.",
         ]
     )
     internal: bool = True
@@ -61,7 +61,7 @@ class FakeAudit:
     volumes: bool = True
     pictures: tuple[Pixels, Pixels] | None = None
     side: int = 32
-    pairs: int = 8
+    pairs: int = 3
     dtype: str = "uint8"
     settings: Mapping[str, Any] = field(default_factory=lambda: {"level": 0.05, "cohort": "/hospital/cohort"})
     seed: int = 0
@@ -121,8 +121,8 @@ class FakeAudit:
             "channels": {
                 "compared": list(self.compared),
                 "all": list(self.channels),
-                "height": self.side,
-                "width": self.side,
+                "height": self.pictures[0].shape[2] if self.pictures else self.side,
+                "width": self.pictures[0].shape[3] if self.pictures else self.side,
                 "dtype": self.dtype,
             },
             "calibration": {
@@ -144,13 +144,13 @@ class FakeAudit:
     def estimates(self, highest: Mapping[str, npt.NDArray[np.float64]], flagged: int) -> dict[str, Any]:
         """Estimates with plausible intervals; undefined without a holdout."""
         share = _share(flagged, self.synthetic)
-        means = {name: float(np.nanmean(values)) for name, values in highest.items()}
+        means = {
+            name: float(np.nanmean(values)) if np.isfinite(values).any() else NAN for name, values in highest.items()
+        }
         boot = "percentile bootstrap over subjects"
         estimates: dict[str, Any] = {
             measure: {
-                name: Estimate(
-                    mean * scale, mean * scale - 0.006, mean * scale + 0.005, len(highest[name]), boot
-                )
+                name: Estimate(mean * scale, mean * scale - 0.006, mean * scale + 0.005, len(highest[name]), boot)
                 for name, mean in means.items()
             }
             for measure, scale in (("mean_highest_correlation", 1.0), ("mean_correlation", 0.8))
@@ -231,7 +231,7 @@ class FakeAudit:
             synthetic, train = self.pictures
         order = np.argsort(-similarity)[:count]
         valid = np.full((count, 2), self.volumes)
-        valid[0, 0] = False
+        valid[:1, 0] = False
         np.savez(
             folder / folders.EVIDENCE,
             synthetic=synthetic,

@@ -55,9 +55,7 @@ class Calibration:
         }
 
 
-def calibrate(
-    synthetic: FloatArray, *, holdout: FloatArray, subjects: TextArray, level: float
-) -> Calibration:
+def calibrate(synthetic: FloatArray, *, holdout: FloatArray, subjects: TextArray, level: float) -> Calibration:
     """Calibrate highest similarities (n,) to train on those of holdout images (m,) with their subjects (m,)."""
     defined = np.isfinite(holdout)
     count = len(np.unique(subjects[defined]))

@@ -11,10 +11,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from scipy import ndimage
@@ -22,12 +20,11 @@ from scipy import ndimage
 from unalike.audit.search import Comparison, reference_blocks, watch_blocks
 from unalike.audit.sets import ImageSet
 from unalike.engine import show_progress
-from unalike.records import Estimate, FloatArray, IntArray, TextArray
+from unalike.records import Estimate, FloatArray, IntArray, Pixels, TextArray
 from unalike.seeds import generator_for
 from unalike.similarity.correlation import find_matches
 from unalike.stats.intervals import estimate_share
 
-Pixels = npt.NDArray[Any]
 # Works on one image (C, H, W) as float64 in units of 0–255, channels changed alike.
 Change = Callable[[Pixels, np.random.Generator], Pixels]
 
@@ -58,9 +55,7 @@ CHANGES: dict[str, Change] = {
     "gamma 0.7": lambda image, _: 255 * (image / 255) ** 0.7,
     "JPEG, quality 50": _jpeg,
     "shift, 1 pixel": lambda image, _: ndimage.shift(image, (0, 0, 1), order=1, mode="nearest"),
-    "turn, 3 degrees": lambda image, _: ndimage.rotate(
-        image, 3, axes=(1, 2), reshape=False, order=1, mode="nearest"
-    ),
+    "turn, 3 degrees": lambda image, _: ndimage.rotate(image, 3, axes=(1, 2), reshape=False, order=1, mode="nearest"),
     "mirror image": lambda image, _: image[:, :, ::-1],
 }
 
@@ -81,8 +76,7 @@ def measure_power(
     """
     chosen = [pick_one_per_subject(images, count, seed) for images in (train, holdout.queries)]
     originals = [
-        images.folder.read(images.rows[rows])
-        for images, rows in zip((train, holdout.queries), chosen, strict=True)
+        images.folder.read(images.rows[rows]) for images, rows in zip((train, holdout.queries), chosen, strict=True)
     ]
     limits = highest_of_others(holdout.highest, holdout.queries.subjects)
     thresholds = [np.full(len(chosen[0]), limits.max()), limits[chosen[1]]]
@@ -97,9 +91,7 @@ def measure_power(
     highest = np.split(found.highest, np.cumsum([len(batch) for batch in queries])[:-1])
     planted, sham = (
         [_share_above(values, threshold) for values in part]
-        for part, threshold in zip(
-            (highest[: len(CHANGES)], highest[len(CHANGES) :]), thresholds, strict=True
-        )
+        for part, threshold in zip((highest[: len(CHANGES)], highest[len(CHANGES) :]), thresholds, strict=True)
     )
     return [PowerRow(*row) for row in zip(CHANGES, planted, sham, strict=True)]
 

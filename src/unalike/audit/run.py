@@ -19,8 +19,8 @@ from unalike.audit.calibrate import Calibration
 from unalike.audit.exposure import ExposedSubject, count_exposure
 from unalike.audit.power import PowerRow, measure_power
 from unalike.audit.search import Comparison, compare_sets
-from unalike.audit.settings import AuditSettings
 from unalike.audit.sets import ImageSet, Roles, choose_channels, open_roles
+from unalike.audit.settings import AuditSettings
 from unalike.audit.verdict import Verdict, reach_verdict
 from unalike.devices import pick_device
 from unalike.records import Estimate, FloatArray, IntArray, as_json
@@ -78,9 +78,7 @@ def audit_samples(
     return result
 
 
-def _audit(
-    roles: Roles, out: Path, settings: AuditSettings, name: str, seed: int, device: torch.device
-) -> AuditResult:
+def _audit(roles: Roles, out: Path, settings: AuditSettings, name: str, seed: int, device: torch.device) -> AuditResult:
     channels = choose_channels(roles, settings.channels)
     comparisons = _compare(roles, settings, channels, device)
     copied = comparisons["synthetic-train"]
@@ -94,7 +92,12 @@ def _audit(
     power: list[PowerRow] = []
     if held and settings.planted:
         power = measure_power(
-            train=roles.train, holdout=held, count=settings.planted, channels=channels, seed=seed, device=device
+            train=roles.train,
+            holdout=held,
+            count=settings.planted,
+            channels=channels,
+            seed=seed,
+            device=device,
         )
     exposed = count_exposure(copied, calibration.flagged)
     undefined = int(np.isnan(copied.highest).sum())
@@ -119,9 +122,7 @@ def _audit(
     return result
 
 
-def _compare(
-    roles: Roles, settings: AuditSettings, channels: list[int], device: torch.device
-) -> dict[str, Comparison]:
+def _compare(roles: Roles, settings: AuditSettings, channels: list[int], device: torch.device) -> dict[str, Comparison]:
     """The three questions: synthetic → train, holdout → train, synthetic → holdout."""
     pairs = {"synthetic-train": (roles.synthetic, roles.train)}
     if len(roles.holdout):
@@ -175,8 +176,7 @@ def _estimate(
     draws = int(np.isfinite(copied.highest).sum())
     estimates: dict[str, Any] = {
         "mean_highest_correlation": {
-            name: mean_of(comparison.highest, comparison, f"highest {name}")
-            for name, comparison in comparisons.items()
+            name: mean_of(comparison.highest, comparison, f"highest {name}") for name, comparison in comparisons.items()
         },
         "mean_correlation": {
             name: mean_of(comparison.result.mean, comparison, f"mean {name}")
@@ -215,7 +215,7 @@ def _write(
     fields = {name: [getattr(entry, name) for entry in exposed] for name in ExposedSubject.__dataclass_fields__}
     pq.write_table(pa.table(fields), out / folders.EXPOSURE)
     evidence = _gather_evidence(comparisons["synthetic-train"], calibration, settings.pairs)
-    np.savez_compressed(out / folders.EVIDENCE, **evidence)  # type: ignore[arg-type]
+    np.savez_compressed(out / folders.EVIDENCE, **evidence)
     summary = as_json(result)
     summary.pop("path")
     content = summary | {
@@ -232,9 +232,7 @@ def _write(
             for name in (folders.MATCHES, folders.QUERIES, folders.EXPOSURE, folders.EVIDENCE)
         },
     }
-    folders.finish_folder(
-        out, kind="audit", settings=asdict(settings), seed=seed, inputs=roles.inputs, content=content
-    )
+    folders.finish_folder(out, kind="audit", settings=asdict(settings), seed=seed, inputs=roles.inputs, content=content)
 
 
 def _match_tables(comparisons: Mapping[str, Comparison]) -> list[pa.Table]:
@@ -289,9 +287,7 @@ def _gather_evidence(copied: Comparison, calibration: Calibration, pairs: int) -
     return {
         "synthetic": copied.queries.folder.read(copied.queries.rows[order]),
         "train": folder.read(matched),
-        "neighbours": folder.read(neighbours.reshape(-1).clip(0)).reshape(
-            len(order), 2, *folder.images.shape[1:]
-        ),
+        "neighbours": folder.read(neighbours.reshape(-1).clip(0)).reshape(len(order), 2, *folder.images.shape[1:]),
         "neighbour_valid": neighbours >= 0,
         "synthetic_index": copied.queries.rows[order],
         "train_index": matched,

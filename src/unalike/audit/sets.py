@@ -218,9 +218,5 @@ def choose_channels(roles: Roles, wanted: tuple[str, ...]) -> list[int]:
     unknown = [name for name in wanted if name not in roles.channels]
     if unknown:
         raise SettingsError(f"--channels {', '.join(unknown)}: there are {', '.join(roles.channels)}.")
-    chosen = [
-        index
-        for index, name in enumerate(roles.channels)
-        if (name in wanted if wanted else name != MASK)
-    ]
+    chosen = [index for index, name in enumerate(roles.channels) if (name in wanted if wanted else name != MASK)]
     return chosen or list(range(len(roles.channels)))

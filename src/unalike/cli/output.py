@@ -14,7 +14,8 @@ Seed = Annotated[int, Parameter(help="Everything random follows from this number
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document to stdout.")]
 DryRun = Annotated[
-    bool, Parameter(negative="", help="Resolve and print the settings, check what can be checked, do nothing.")
+    bool,
+    Parameter(negative="", help="Resolve and print the settings, check what can be checked, do nothing."),
 ]
 
 

@@ -35,4 +35,6 @@ def phantom(
     if json:
         print_json({"folder": folder, "subjects": settings.subjects})
     else:
-        print(f"{folder}: {settings.subjects} subjects. Next: unalike prepare {folder} --recipe nifti --size 64 --out …")
+        print(
+            f"{folder}: {settings.subjects} subjects. Next: unalike prepare {folder} --recipe nifti --size 64 --out …"
+        )

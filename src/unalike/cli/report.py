@@ -8,7 +8,11 @@ from unalike.cli.output import Json, print_json
 
 
 def report(
-    *audits: Path, out: Path | None = None, title: str | None = None, shareable: bool = False, json: Json = False
+    *audits: Path,
+    out: Path | None = None,
+    title: str | None = None,
+    shareable: bool = False,
+    json: Json = False,
 ) -> None:
     """Write the report of one audit, or one page that compares several.
 

@@ -36,15 +36,13 @@ def sample(
         Seed of the first image; the others follow. --first-seed 17 --count 1 draws sample 17 again.
     """
     from unalike import folders
-    from unalike.generators import draw_samples
+    from unalike.generators.runs import draw_samples
 
     header = folders.read_header(run, kind="run")
     show_settings(settings, dry_run=dry_run, json_out=json)
     if dry_run:
         return
-    samples = draw_samples(
-        run=run, out=out, count=count, first_seed=first_seed, settings=settings, device=device
-    )
+    samples = draw_samples(run=run, out=out, count=count, first_seed=first_seed, settings=settings, device=device)
     if json:
         print_json({"samples": samples, "count": count, "generator": header.content["generator"]})
     else:

@@ -14,9 +14,7 @@ from unalike.generators.diffusion.settings import DiffusionSettings
 
 train = App(name="train", help="Train a generator on a cohort's train role; an interrupted run resumes.")
 
-Subjects = Annotated[
-    int | None, Parameter(help="Use this many train subjects, drawn with --seed (default: all).")
-]
+Subjects = Annotated[int | None, Parameter(help="Use this many train subjects, drawn with --seed (default: all).")]
 
 
 def _train(
@@ -32,7 +30,7 @@ def _train(
 ) -> None:
     from unalike.cohort.split import select_train_rows
     from unalike.cohort.store import open_images
-    from unalike.generators import train_generator
+    from unalike.generators.runs import train_generator
 
     opened = open_images(cohort)
     images = len(select_train_rows(opened, subjects=subjects, seed=seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import hmac
@@ -153,8 +154,10 @@ def _load_all(
 ) -> Iterator[tuple[Item, str, Loaded | BadFile]]:
     # The workers need the plan's channels and scale, not its thousands of items.
     load = functools.partial(_load_one, plan=replace(plan, items=()), settings=settings)
-    loaded = map_in_order(load, plan.items, workers=workers, scheduler=scheduler)
-    with show_progress("Preparing", total=len(plan.items), unit="items") as progress:
+    with (
+        contextlib.closing(map_in_order(load, plan.items, workers=workers, scheduler=scheduler)) as loaded,
+        show_progress("Preparing", total=len(plan.items), unit="items") as progress,
+    ):
         for item, role, result in zip(plan.items, roles, loaded, strict=True):
             if isinstance(result, BadFile) and settings.on_bad_file == "error":
                 raise PictureError(result.reason)

@@ -596,9 +596,7 @@ def _draw_coil(random: np.random.Generator, anatomy: Anatomy) -> Floats:
     total = np.zeros(anatomy.shape, np.float32)
     voxel = (waves.vectors @ anatomy.affine[:3, :3]).astype(np.float32)
     for vector, phase, weight in zip(voxel, waves.phases, waves.weights[0], strict=True):
-        x, y, z = (
-            np.arange(n, dtype=np.float32) * step for n, step in zip(anatomy.shape, vector, strict=True)
-        )
+        x, y, z = (np.arange(n, dtype=np.float32) * step for n, step in zip(anatomy.shape, vector, strict=True))
         total += weight * np.cos(x[:, None, None] + y[:, None] + z + phase)
     return np.exp(total)
 

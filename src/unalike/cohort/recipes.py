@@ -125,9 +125,7 @@ def plan_folder(source: Path, settings: PrepareSettings) -> Plan:
         items.append(
             Item(
                 source=inside.as_posix(),
-                subject=_named(pattern, inside.as_posix(), "--subject-pattern")
-                if pattern
-                else inside.as_posix(),
+                subject=_named(pattern, inside.as_posix(), "--subject-pattern") if pattern else inside.as_posix(),
                 label=folders[-1] if folders else "",
                 published=_published(inside.parts[:-1]),
                 files=(("picture", path),),
@@ -251,9 +249,7 @@ def load_nifti(item: Item, plan: Plan, settings: PrepareSettings) -> Loaded:
         voxels = _scale_mask(volume.voxels, path, settings) if channel == MASK else None
         if voxels is None:
             voxels = volumes.scale_intensity(volume.voxels, percentiles=settings.percentiles)
-        stack, spacing = volumes.slice_volume(
-            volumes.Volume(voxels.astype(np.float32), volume.spacing), settings.axis
-        )
+        stack, spacing = volumes.slice_volume(volumes.Volume(voxels.astype(np.float32), volume.spacing), settings.axis)
         if stacks and stack.shape != stacks[0].shape:
             raise PictureError(
                 f"{path} has another shape than {item.files[0][1].name}: the channels must lie on one grid. "
@@ -306,9 +302,7 @@ def _fit_slice(
         if settings.fit == "stretch":
             planes.append(geometry.resize_plane(plane, size, size, labels=labels))
         else:
-            planes.append(
-                geometry.center(geometry.resize_plane(plane, height, width, labels=labels), size, size)
-            )
+            planes.append(geometry.center(geometry.resize_plane(plane, height, width, labels=labels), size, size))
     return np.stack(planes)
 
 

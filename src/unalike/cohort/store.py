@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
@@ -23,9 +22,7 @@ from unalike import folders
 from unalike.errors import FolderError
 from unalike.folders import Header
 from unalike.images.moments import sum_pixels
-from unalike.records import IntArray, TextArray
-
-Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+from unalike.records import IntArray, Pixels, TextArray
 
 SCHEMA = pa.schema(
     [
@@ -72,7 +69,7 @@ class ImageFolder:
     @property
     def dtype(self) -> np.dtype[Any]:
         """``uint8`` or ``uint16``."""
-        return np.dtype(self.header.content["dtype"])
+        return np.dtype(str(self.header.content["dtype"]))
 
     @property
     def digest(self) -> str:
@@ -145,11 +142,15 @@ class ImageWriter:
     ``content`` of the header, which the caller completes and hands to `folders.finish_folder`.
     """
 
-    def __init__(
-        self, out: Path, *, channels: Sequence[str], height: int, width: int, dtype: np.dtype[Any]
-    ) -> None:
+    def __init__(self, out: Path, *, channels: Sequence[str], height: int, width: int, dtype: np.dtype[Any]) -> None:
         """Create the empty array in ``out``."""
-        self.out, self.channels, self.height, self.width, self.dtype = out, tuple(channels), height, width, dtype
+        self.out, self.channels, self.height, self.width, self.dtype = (
+            out,
+            tuple(channels),
+            height,
+            width,
+            dtype,
+        )
         self.chunk = chunk_images(len(self.channels), height, width, dtype)
         self.array = zarr.create_array(
             store=out / folders.IMAGES,

@@ -16,12 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from unalike import folders
-from unalike.cohort.store import ImageWriter, Pixels, open_images
+from unalike.cohort.store import ImageWriter, open_images
 from unalike.engine import show_progress
 from unalike.errors import FolderError, SettingsError
 from unalike.folders import Header
 from unalike.generators.data import PixelScale, open_train_images
 from unalike.generators.settings import DrawSettings, resolve_settings
+from unalike.records import Pixels
 
 KINDS = ("diffusion", "gaussian", "memorizer")
 PARTS = "parts"
@@ -52,15 +53,11 @@ def find_family(kind: str) -> Family:
     if kind == "gaussian":
         from unalike.generators.controls import gaussian
 
-        return Family(
-            gaussian.GaussianSettings, DrawSettings, gaussian.train_gaussian, gaussian.open_gaussian
-        )
+        return Family(gaussian.GaussianSettings, DrawSettings, gaussian.train_gaussian, gaussian.open_gaussian)
     if kind == "memorizer":
         from unalike.generators.controls import memorizer
 
-        return Family(
-            memorizer.MemorizerSettings, DrawSettings, memorizer.train_memorizer, memorizer.open_memorizer
-        )
+        return Family(memorizer.MemorizerSettings, DrawSettings, memorizer.train_memorizer, memorizer.open_memorizer)
     if kind == "diffusion":
         from unalike.generators.diffusion import sample, train
         from unalike.generators.diffusion.settings import DiffusionSettings, SampleSettings
@@ -119,9 +116,7 @@ def train_generator(
         "model_digest": _digest_model(out),
     }
     inputs = {"cohort": opened.digest}
-    folders.finish_folder(
-        out, kind="run", settings=asdict(settings), seed=seed, inputs=inputs, content=content
-    )
+    folders.finish_folder(out, kind="run", settings=asdict(settings), seed=seed, inputs=inputs, content=content)
     return out
 
 
@@ -152,9 +147,7 @@ def draw_samples(
     if count < 1:
         raise SettingsError(f"count = {count}: draw at least 1 sample.")
     if _digest_model(run) != content["model_digest"]:
-        raise FolderError(
-            f"{run / folders.MODEL} is not the model that {header.path.name} describes. Train it again."
-        )
+        raise FolderError(f"{run / folders.MODEL} is not the model that {header.path.name} describes. Train it again.")
     sampler = family.open(run, content=content, settings=settings, device=device)
     digest = folders.digest_of(run, kind="run")
     identity = {"run": digest, "count": count, "first_seed": first_seed, "settings": asdict(settings)}
@@ -204,9 +197,7 @@ def _assemble(out: Path, batches: Sequence[Sequence[int]], header: Header) -> di
     """Write the parts as images and records, take the parts away, and return the content for the header."""
     scale = PixelScale.from_content(header.content)
     height, width = int(header.content["height"]), int(header.content["width"])
-    writer = ImageWriter(
-        out, channels=scale.channels, height=height, width=width, dtype=np.dtype(scale.dtype)
-    )
+    writer = ImageWriter(out, channels=scale.channels, height=height, width=width, dtype=np.dtype(scale.dtype))
     for batch in batches:
         pixels = np.load(_part(out, batch), allow_pickle=False)
         for seed, image in zip(batch, pixels, strict=True):

@@ -42,9 +42,7 @@ def resolve_settings(kind: type[Settings], given: Settings | Mapping[str, Any] |
     if isinstance(given, kind):
         return given
     if not isinstance(given, Mapping):
-        raise SettingsError(
-            f"{type(given).__name__} are not settings of this generator. Give {kind.__name__}."
-        )
+        raise SettingsError(f"{type(given).__name__} are not settings of this generator. Give {kind.__name__}.")
     types = get_type_hints(kind)
     names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
     unknown = sorted(set(given) - set(names))

@@ -22,8 +22,9 @@ def resize_plane(plane: npt.NDArray[Any], height: int, width: int, *, labels: bo
     resized = np.asarray(Image.fromarray(plane.astype(np.float32)).resize((width, height), how))
     if np.issubdtype(plane.dtype, np.integer):
         limits = np.iinfo(plane.dtype)
-        return np.clip(np.rint(resized), limits.min, limits.max).astype(plane.dtype)
-    return resized.astype(plane.dtype)
+        resized = np.clip(np.rint(resized), limits.min, limits.max)
+    result: npt.NDArray[Any] = resized.astype(plane.dtype)
+    return result
 
 
 def center(plane: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:

@@ -12,13 +12,13 @@ import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unalike.errors import PictureError
+from unalike.records import Pixels
 
 Color = Literal["auto", "gray", "rgb"]
-Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 # A file that announces more pixels is refused before any memory is taken (a damaged or hostile header).
-LARGEST_PICTURE = 2**28
+LARGEST_PICTURE = 2**27
 
 
 def channel_names(count: int) -> tuple[str, ...]:

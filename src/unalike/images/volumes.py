@@ -58,7 +58,12 @@ def _unreadable(path: Path, error: Exception) -> str:
 def read_extent(path: Path) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
     """Shape and spacing of a volume in RAS orientation, from the header alone."""
     image = _load(path)
-    return image.shape, tuple(float(zoom) for zoom in image.header.get_zooms()[:3])
+    return tuple(image.shape), _spacing(image)
+
+
+def _spacing(image: Any) -> tuple[float, float, float]:
+    x, y, z = (float(zoom) for zoom in image.header.get_zooms()[:3])
+    return x, y, z
 
 
 def read_volume(path: Path) -> Volume:
@@ -73,8 +78,7 @@ def read_volume(path: Path) -> Volume:
         raise PictureError(_unreadable(path, error)) from error
     if not np.isfinite(voxels).all():
         raise PictureError(f"{path} holds NaN or infinite voxels. Clean it or pass --on-bad-file skip.")
-    spacing = tuple(float(zoom) for zoom in image.header.get_zooms()[:3])
-    return Volume(voxels=voxels, spacing=spacing)  # type: ignore[arg-type]
+    return Volume(voxels=voxels, spacing=_spacing(image))
 
 
 def slice_volume(volume: Volume, axis: Axis) -> tuple[npt.NDArray[np.float32], tuple[float, float]]:
@@ -90,9 +94,7 @@ def slice_volume(volume: Volume, axis: Axis) -> tuple[npt.NDArray[np.float32], t
     return np.ascontiguousarray(turned), (volume.spacing[across[1]], volume.spacing[across[0]])
 
 
-def scale_intensity(
-    voxels: npt.NDArray[np.float32], *, percentiles: tuple[float, float]
-) -> npt.NDArray[np.uint8]:
+def scale_intensity(voxels: npt.NDArray[np.float32], *, percentiles: tuple[float, float]) -> npt.NDArray[np.uint8]:
     """Scale a volume to 0–255 so that these percentiles of its voxels become 0 and 255; the rest is clipped.
 
     A constant volume becomes 0.

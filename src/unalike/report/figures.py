@@ -1,7 +1,7 @@
 """Figures of a report: drawn once with Matplotlib, kept as PNG and SVG, and inlined into the page.
 
-In the file a figure is dark ink on white paper. In the page its ink becomes ``currentColor`` and its series take
-the page's own colours, so that it reads in light and dark. Series differ in line and fill as well as in colour.
+In the file a figure is dark ink on white paper. In the page its ink becomes ``currentColor`` and its series
+take the page's own colours, so that it reads in light and dark. Series differ in line and fill too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -58,7 +59,7 @@ def choose_bins(series: Sequence[FloatArray]) -> FloatArray:
 
 
 def draw_distribution(audit: Audit, comparisons: Sequence[str], *, bins: FloatArray) -> Figure:
-    """Overlay how close the images of some comparisons come to their best match (figure 3 of Akbar et al.)."""
+    """Overlay how close the images of some comparisons come to their best match (Akbar et al., figure 3)."""
     figure = Figure(figsize=(4.6, 2.9), layout="constrained")
     axes = figure.subplots()
     first, *others = comparisons
@@ -69,9 +70,7 @@ def draw_distribution(audit: Audit, comparisons: Sequence[str], *, bins: FloatAr
         _draw_shares(axes, audit.highest[name], bins, STYLES[name], counted=True)
     _dress(axes, bins)
     axes.set_ylabel("share of images, %", color=INK)
-    figure.legend(
-        loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, fontsize=9, handlelength=1.8
-    )
+    _draw_legend(figure)
     return figure
 
 
@@ -87,13 +86,19 @@ def draw_comparison(audits: Sequence[Audit], *, bins: FloatArray) -> Figure:
         _dress(axes, bins, label=axes is rows[-1])
         axes.set_yticks([])
         axes.set_title(audit.name, loc="left", fontsize=9.5, color=INK, parse_math=False, pad=3)
-    legends: dict[str, object] = {}
-    for axes in rows:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            legends.setdefault(label, handle)
+    _draw_legend(figure)
+    return figure
+
+
+def _draw_legend(figure: Figure) -> None:
+    """Put one legend above all axes, each series once."""
+    entries: dict[str, Artist] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
     figure.legend(
-        list(legends.values()),
-        list(legends),
+        list(entries.values()),
+        list(entries),
         loc="outside upper left",
         ncols=2,
         frameon=False,
@@ -101,12 +106,9 @@ def draw_comparison(audits: Sequence[Audit], *, bins: FloatArray) -> Figure:
         fontsize=9,
         handlelength=1.8,
     )
-    return figure
 
 
-def _draw_shares(
-    axes: Axes, values: FloatArray, bins: FloatArray, style: Style, *, counted: bool = False
-) -> None:
+def _draw_shares(axes: Axes, values: FloatArray, bins: FloatArray, style: Style, *, counted: bool = False) -> None:
     values = values[np.isfinite(values)]
     counts, _ = np.histogram(np.clip(values, bins[0], bins[-1]), bins)
     shares = 100.0 * counts / max(1, values.size)
@@ -132,14 +134,12 @@ def _dress(axes: Axes, bins: FloatArray, *, label: bool = True) -> None:
         axes.set_xlabel("highest correlation of an image", color=INK)
 
 
-def draw_pairs(pairs: Pairs, *, channel: int, compared: bool) -> Figure:
-    """Draw the closest pairs for a paper: synthetic, training image, difference, scatter (figure 2 of Akbar et al.)."""
+def draw_pairs(pairs: Pairs, *, channel: int) -> Figure:
+    """Draw one compared channel of the closest pairs, for a paper (Akbar et al., figure 2)."""
     shown = range(min(PAIRS_DRAWN, len(pairs)))
     figure = Figure(figsize=(7.2, 0.4 + 1.75 * len(shown)), layout="constrained")
     grid = figure.subplots(len(shown), 4, squeeze=False)
-    window = show_window(
-        np.concatenate([pairs.synthetic[:, channel], pairs.train[:, channel]]), compared=compared
-    )
+    window = show_window(pairs.synthetic[:, channel], pairs.train[:, channel], compared=True)
     colours = mpl.colors.ListedColormap(difference_palette() / 255.0)
     full = DIFFERENCE_FULL * (window[1] - window[0])
     for row, axes in zip(shown, grid, strict=True):
@@ -151,6 +151,7 @@ def draw_pairs(pairs: Pairs, *, channel: int, compared: bool) -> Figure:
         _draw_density(axes[3], count_pixels(synthetic, train, window=window), window)
         axes[0].set_ylabel(f"r = {pairs.similarity[row]:.3f}", color=INK, fontsize=9)
         for place in axes:
+            place.set_box_aspect(synthetic.shape[0] / synthetic.shape[1])
             place.set_xticks([])
             place.set_yticks([])
     titles = ("synthetic", "closest training image", f"difference, ±{full:.0f}", "pixel values")
@@ -164,7 +165,7 @@ def _draw_density(axes: Axes, counts: FloatArray, window: Window) -> None:
         "density", [(0.8, 0.88, 0.96), tuple(part / 255 for part in SCATTER_COLOUR)]
     )
     density = np.log1p(np.where(counts > 0, counts, np.nan))
-    axes.imshow(density, cmap=light_to_full, extent=(*window, *window), interpolation="nearest")
+    axes.imshow(density, cmap=light_to_full, extent=(*window, *window), interpolation="nearest", aspect="auto")
     axes.plot(window, window, color=INK, linewidth=0.6)
 
 
@@ -176,6 +177,8 @@ def save_figure(figure: Figure, path: Path) -> str:
         # A name in a script that Matplotlib's font lacks shows boxes in the PNG; that is no reason to fail.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         figure.savefig(path.with_suffix(".png"), format="png", dpi=200, metadata={"Software": None})
+        # The layout is found; finding it again for the SVG would take as long as drawing.
+        figure.set_layout_engine("none")
         nothing: Mapping[str, None] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(stream, format="svg", metadata=nothing)
     path.with_suffix(".svg").write_text(stream.getvalue(), encoding="utf-8")

@@ -12,6 +12,7 @@ from unalike import folders
 from unalike.cohort.store import ImageFolder, open_images
 from unalike.errors import FolderError
 from unalike.images.contact import draw_contact_sheet
+from unalike.records import IntArray
 
 _PER_ROW = 8
 
@@ -47,9 +48,7 @@ def inspect_folder(folder: str | Path, *, sheet: str | Path | None = None) -> di
         }
     else:
         facts |= {name: value for name, value in header.content.items() if value not in (None, [], {})}
-    facts["settings"] = {
-        name: value for name, value in header.settings.items() if value not in (None, [], "")
-    }
+    facts["settings"] = {name: value for name, value in header.settings.items() if value not in (None, [], "")}
     facts["inputs"] = dict(header.inputs)
     return facts
 
@@ -63,9 +62,7 @@ def _describe_images(images: ImageFolder, sheet: Path | None) -> dict[str, Any]:
         "size": f"{images.size[1]}×{images.size[0]} pixels, {images.dtype}",
         "channels": list(images.channels),
         "images_per_role": {str(role): int((roles == role).sum()) for role in np.unique(roles)},
-        "subjects_per_role": {
-            str(role): len(np.unique(subjects[roles == role])) for role in np.unique(roles)
-        },
+        "subjects_per_role": {str(role): len(np.unique(subjects[roles == role])) for role in np.unique(roles)},
     }
     if set(labels) != {""}:
         facts["images_per_class"] = dict(sorted(labels.items()))
@@ -103,15 +100,14 @@ def _draw_sheet(images: ImageFolder, path: Path) -> Path:
     try:
         draw_contact_sheet(rows, channels=images.channels).save(path)
     except OSError as error:
-        raise FolderError(
-            f"{path} cannot be written ({error.strerror or error}). Choose another --sheet."
-        ) from error
+        raise FolderError(f"{path} cannot be written ({error.strerror or error}). Choose another --sheet.") from error
     return path
 
 
-def _spread(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(_PER_ROW, len(rows))).astype(int))]
+def _spread(rows: IntArray) -> IntArray:
+    spread: IntArray = rows[np.unique(np.linspace(0, len(rows) - 1, min(_PER_ROW, len(rows))).astype(int))]
+    return spread
 
 
-def _middle(rows: np.ndarray[Any, Any]) -> int:
+def _middle(rows: IntArray) -> int:
     return int(rows[len(rows) // 2])

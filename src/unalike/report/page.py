@@ -1,4 +1,4 @@
-"""Put a report together: read audit folders, draw, render the template, write one self-contained HTML file."""
+"""Put a report together: read audit folders, draw, render, write one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from unalike.report.read import COMPARISONS, Audit, Pairs, read_audit
 # Characters of picture data in a page: it must open on a phone and pass through a hospital's mail.
 PICTURE_BUDGET = 6_500_000
 STRIP = 5
-OPEN_PAIRS = 6
+OPEN_PAIRS, OPEN_SUBJECTS = 6, 10
 ICONS = {"copies found": "copies", "no copies found": "clear"}
 DISTRIBUTIONS = {
     "highest-correlations": ("synthetic-train", "holdout-train"),
@@ -109,24 +109,18 @@ def write_report(
     if not sources:
         raise SettingsError("No audit folder was given. Name at least one.")
     if out is None and len(sources) > 1:
-        raise SettingsError(
-            "A comparison of several audits belongs to none of them: say where it goes (--out)."
-        )
+        raise SettingsError("A comparison belongs to none of its audits: say where it goes (--out).")
     out = Path(out) if out is not None else sources[0] / _page_name(shareable)
     audits = [read_audit(folder, shareable=shareable) for folder in sources]
     try:
-        views = [
-            _view(each, number, budget=PICTURE_BUDGET // len(audits)) for number, each in enumerate(audits, 1)
-        ]
+        views = [_view(each, number, budget=PICTURE_BUDGET // len(audits)) for number, each in enumerate(audits, 1)]
         out.parent.mkdir(parents=True, exist_ok=True)
         overview = _draw_overview(audits, out.parent / folders.FIGURES) if len(audits) > 1 else None
         html = _render(views, title=title, shareable=shareable, overview=overview)
         _write_text(out, html)
     except OSError as error:
         place = error.filename or out
-        raise FolderError(
-            f"{place} cannot be written ({error.strerror or error}). Choose another --out, or free the folder."
-        ) from error
+        raise FolderError(f"{place} cannot be written ({error.strerror or error}). Choose another --out.") from error
     return out
 
 
@@ -144,7 +138,18 @@ def _write_text(path: Path, text: str) -> None:
 
 def _view(audit: Audit, number: int, *, budget: int) -> AuditView:
     anchor = f"audit-{number}"
-    directory = audit.folder / folders.FIGURES
+    return AuditView(
+        audit=audit,
+        anchor=anchor,
+        icon=ICONS.get(audit.content["verdict"]["decision"], "unclear"),
+        figures=_draw_figures(audit, audit.folder / folders.FIGURES, anchor=anchor),
+        pairs=_view_pairs(audit, budget=budget),
+        reduced=max(audit.size) > pictures.LARGEST_SIDE,
+    )
+
+
+def _draw_figures(audit: Audit, directory: Path, *, anchor: str) -> dict[str, Markup]:
+    """Write the audit's figures and return those that the page shows, by name."""
     directory.mkdir(exist_ok=True)
     drawn = {}
     bins = figures.choose_bins(list(audit.highest.values()))
@@ -156,33 +161,16 @@ def _view(audit: Audit, number: int, *, budget: int) -> AuditView:
             label = f"Histogram of highest correlations: {', '.join(comparisons)}"
             svg = figures.save_figure(figure, directory / name)
             drawn[name] = Markup(figures.inline_svg(svg, prefix=f"{anchor}-{name}", label=label))  # noqa: S704
-    if audit.pairs is not None and len(audit.pairs):
-        channel = _first_compared(audit)
-        figures.save_figure(
-            figures.draw_pairs(audit.pairs, channel=channel, compared=True), directory / "closest-pairs"
-        )
-    return AuditView(
-        audit=audit,
-        anchor=anchor,
-        icon=ICONS.get(audit.content["verdict"]["decision"], "unclear"),
-        figures=drawn,
-        pairs=_view_pairs(audit, budget=budget),
-        reduced=max(audit.content["channels"]["height"], audit.content["channels"]["width"])
-        > pictures.LARGEST_SIDE,
-    )
-
-
-def _first_compared(audit: Audit) -> int:
-    channels = audit.content["channels"]
-    return int(list(channels["all"]).index(channels["compared"][0]))
+    if audit.pairs:
+        channel = audit.channels.index(audit.compared[0])
+        figures.save_figure(figures.draw_pairs(audit.pairs, channel=channel), directory / "closest-pairs")
+    return drawn
 
 
 def _draw_overview(audits: Sequence[Audit], directory: Path) -> Markup:
     directory.mkdir(exist_ok=True)
     wanted = ("synthetic-train", "holdout-train")
-    series: list[FloatArray] = [
-        each.highest[name] for each in audits for name in wanted if name in each.highest
-    ]
+    series: list[FloatArray] = [each.highest[name] for each in audits for name in wanted if name in each.highest]
     figure = figures.draw_comparison(audits, bins=figures.choose_bins(series))
     svg = figures.save_figure(figure, directory / "comparison")
     label = "Histograms of highest correlations, one row for each audit"
@@ -194,19 +182,15 @@ def _view_pairs(audit: Audit, *, budget: int) -> tuple[PairView, ...]:
     pairs = audit.pairs
     if pairs is None:
         return ()
-    names, compared = audit.content["channels"]["all"], audit.content["channels"]["compared"]
+    names, compared = audit.channels, audit.compared
     windows = [
-        pictures.show_window(
-            np.concatenate([pairs.synthetic[:, channel], pairs.train[:, channel]]), compared=name in compared
-        )
+        pictures.show_window(pairs.synthetic[:, channel], pairs.train[:, channel], compared=name in compared)
         for channel, name in enumerate(names)
     ]
     views: list[PairView] = []
     for row in np.argsort(-pairs.similarity, kind="stable"):
         channels = tuple(
-            _view_channel(
-                pairs, int(row), channel, name=name, compared=name in compared, window=windows[channel]
-            )
+            _view_channel(pairs, int(row), channel, name=name, compared=name in compared, window=windows[channel])
             for channel, name in enumerate(names)
         )
         budget -= sum(_weight(channel) for channel in channels)
@@ -258,9 +242,7 @@ def _weight(view: ChannelView) -> int:
     return sum(len(picture.uri) for picture in drawn if picture is not None)
 
 
-def _render(
-    views: Sequence[AuditView], *, title: str | None, shareable: bool, overview: Markup | None
-) -> str:
+def _render(views: Sequence[AuditView], *, title: str | None, shareable: bool, overview: Markup | None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("unalike.report"),
         autoescape=True,
@@ -287,14 +269,13 @@ def _render(
             difference_full=figures.DIFFERENCE_FULL,
             largest_side=pictures.LARGEST_SIDE,
             open_pairs=OPEN_PAIRS,
+            open_subjects=OPEN_SUBJECTS,
             strip=STRIP,
             made_by=folders.made_by(),
         )
     except (jinja2.UndefinedError, KeyError, TypeError) as error:
         damaged = ", ".join(str(view.audit.header.path) for view in views)
-        raise FolderError(
-            f"{damaged} lacks something a report needs ({error}). Run the audit again."
-        ) from error
+        raise FolderError(f"{damaged} lacks something a report needs ({error}). Run the audit again.") from error
 
 
 def _defined(value: Any) -> bool:
@@ -307,11 +288,17 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 
 def format_percent(value: float | None, digits: int = 1) -> str:
-    """Write a share in percent; the ends of the scale lose their idle decimals."""
-    if not _defined(value):
+    """Write a share in percent. Only nothing is 0%, and only all is 100%."""
+    if value is None or not math.isfinite(value):
         return "undefined"
-    text = f"{100.0 * float(value or 0.0):.{digits}f}"
-    return {"0.0": "0", "100.0": "100"}.get(text, text).replace("-", "−") + "%"
+    if value in (0.0, 1.0):
+        return f"{100 * value:.0f}%"
+    least = 10.0**-digits
+    if 0.0 < value < least / 200:
+        return f"< {least:.{digits}f}%"
+    if 1.0 > value > 1.0 - least / 200:
+        return f"> {100 - least:.{digits}f}%"
+    return f"{100 * value:.{digits}f}%".replace("-", "−")
 
 
 def format_count(value: int | None) -> str:
@@ -325,5 +312,5 @@ def format_probability(value: float | None) -> Markup:
         return escape("undefined")
     if 0.0 < value < 1e-6:
         return Markup("&lt;&nbsp;0.000001")
-    digits = 2 if value >= 1.0 or value <= 0.0 else 1 - math.floor(math.log10(value))
+    digits = 1 if value <= 0.0 else 1 - math.floor(math.log10(value))
     return escape(f"{value:.{digits}f}")

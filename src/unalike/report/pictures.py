@@ -17,8 +17,8 @@ from unalike.report.read import Pixels
 LARGEST_SIDE = 256
 # Steps each way in a difference picture: enough for the eye, and a palette of few colours packs well.
 DIFFERENCE_STEPS = 32
-# Brighter than this in the synthetic image is amber, darker is blue: told apart by people with any colour vision,
-# and black at zero like the pictures beside it.
+# Brighter in the synthetic image is amber, darker is blue, told apart with any colour vision;
+# zero is black like the pictures beside it.
 BRIGHTER, DARKER = (255, 176, 46), (77, 163, 255)
 SCATTER_BINS = 64
 SCATTER_COLOUR = (47, 127, 209)
@@ -35,15 +35,15 @@ class Picture:
     height: int
 
 
-def show_window(images: Pixels, *, compared: bool) -> Window:
+def show_window(*images: Pixels, compared: bool) -> Window:
     """Choose the pixel values drawn black and white, the same for every picture of a channel.
 
     8-bit images that were compared use their whole range. 16-bit images and masks rarely fill theirs:
     they are drawn from 0 to the largest value seen.
     """
-    if images.dtype == np.uint8 and compared:
+    if images[0].dtype == np.uint8 and compared:
         return 0.0, 255.0
-    return 0.0, float(max(1, images.max(initial=0)))
+    return 0.0, float(max(1, *(each.max(initial=0) for each in images)))
 
 
 def draw_picture(pixels: Pixels, *, window: Window) -> Picture:
@@ -53,7 +53,7 @@ def draw_picture(pixels: Pixels, *, window: Window) -> Picture:
 
 
 def draw_difference(synthetic: Pixels, train: Pixels, *, window: Window, full: float) -> Picture:
-    """Draw synthetic minus train, signed; differences of ``full`` (a share of the window) take full colour."""
+    """Draw synthetic minus train, signed; those of ``full`` (a share of the window) take full colour."""
     difference = _reduce(_scaled(synthetic, window) - _scaled(train, window)) / full
     steps = np.rint(np.clip(difference, -1.0, 1.0) * DIFFERENCE_STEPS).astype(int) + DIFFERENCE_STEPS
     picture = Image.fromarray(steps.astype(np.uint8)).convert("P")
@@ -65,11 +65,12 @@ def difference_palette() -> npt.NDArray[np.uint8]:
     """Colours of a difference picture from darkest to brightest, black in the middle."""
     steps = np.linspace(-1.0, 1.0, 2 * DIFFERENCE_STEPS + 1)[:, None]
     colours = np.where(steps > 0, np.asarray(BRIGHTER), np.asarray(DARKER)) * np.abs(steps)
-    return np.rint(colours).astype(np.uint8)
+    palette: npt.NDArray[np.uint8] = np.rint(colours).astype(np.uint8)
+    return palette
 
 
 def count_pixels(synthetic: Pixels, train: Pixels, *, window: Window) -> FloatArray:
-    """Count pixels by value in the training image (columns) and in the synthetic one (rows, brightest first)."""
+    """Count pixels by value in the training image (columns) and the synthetic one (rows, brightest first)."""
     counts, _, _ = np.histogram2d(
         _scaled(synthetic, window).ravel(),
         _scaled(train, window).ravel(),

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import ArrowException
 
 from unalike import folders
 from unalike.errors import FolderError
@@ -50,6 +50,7 @@ class Pairs:
     train_subject: TextArray
 
     def __len__(self) -> int:
+        """Count the pairs."""
         return len(self.synthetic)
 
 
@@ -80,6 +81,9 @@ class Audit:
     folder: Path
     header: folders.Header
     content: Mapping[str, Any]
+    channels: tuple[str, ...]
+    compared: tuple[str, ...]
+    size: tuple[int, int]
     measures: Mapping[str, Mapping[str, Estimate]]
     estimates: Mapping[str, Estimate]
     power: tuple[Power, ...]
@@ -92,6 +96,12 @@ class Audit:
     def name(self) -> str:
         """Title of what was audited."""
         return str(self.content["name"])
+
+    @property
+    def can_flag(self) -> bool:
+        """Whether the holdout allows any flag. If not, "0 flagged" says nothing and must not be shown."""
+        calibration = self.content["calibration"]
+        return bool(calibration["holdout_subjects"]) and calibration["smallest_p"] <= calibration["level"]
 
     @property
     def highest_holdout(self) -> float:
@@ -115,7 +125,9 @@ def read_audit(folder: Path, *, shareable: bool) -> Audit:
     if shareable:
         content = _without_pseudonyms(content, _read_subjects(folder))
     with _damaged(header.path):
-        given = content["estimates"]
+        described, given = content["channels"], content["estimates"]
+        channels, compared = tuple(described["all"]), tuple(described["compared"])
+        size = int(described["height"]), int(described["width"])
         measures = {name: _estimates(given.get(name) or {}) for name in PER_COMPARISON}
         estimates = _estimates({name: given.get(name) for name in SHARES})
         power = tuple(
@@ -126,13 +138,16 @@ def read_audit(folder: Path, *, shareable: bool) -> Audit:
         folder=folder,
         header=header,
         content=content,
+        channels=channels,
+        compared=compared,
+        size=size,
         measures=measures,
         estimates=estimates,
         power=power,
         highest=_read_highest(folder),
         exposure=exposure,
         q_values={} if shareable else _read_q_values(folder),
-        pairs=None if shareable else _read_pairs(folder),
+        pairs=None if shareable else _read_pairs(folder, channels=channels, size=size),
     )
 
 
@@ -143,15 +158,7 @@ def _damaged(path: Path) -> Iterator[None]:
         raise FolderError(f"{path} is missing. Run the audit again.")
     try:
         yield
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        OSError,
-        zipfile.BadZipFile,
-        pa.ArrowException,
-    ) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OSError, BadZipFile, ArrowException) as error:
         raise FolderError(f"{path} is damaged ({error}). Run the audit again.") from error
 
 
@@ -206,19 +213,20 @@ def _read_exposure(folder: Path) -> tuple[Exposed, ...]:
             )
             for row in rows
         )
-        return tuple(sorted(exposed, key=lambda row: (-row.copies, row.subject)))
+        return tuple(sorted(exposed, key=lambda row: (-row.copies, -row.highest, row.subject)))
 
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _read_pairs(folder: Path) -> Pairs:
+def _read_pairs(folder: Path, *, channels: tuple[str, ...], size: tuple[int, int]) -> Pairs:
     path = folder / folders.EVIDENCE
-    with _damaged(path), np.load(path, allow_pickle=False) as arrays:
+    with _damaged(path), path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         pairs = Pairs(**{name: arrays[name] for name in Pairs.__dataclass_fields__})
-        if pairs.synthetic.ndim != 4 or pairs.synthetic.shape != pairs.train.shape:
-            raise ValueError("pictures of a pair differ in shape")
+        expected = (len(pairs.similarity), len(channels), *size)
+        if pairs.synthetic.shape != expected or pairs.train.shape != expected:
+            raise ValueError(f"its pictures are not {expected} as the header says")
         return pairs
 
 

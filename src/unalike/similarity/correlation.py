@@ -12,15 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from unalike.images.moments import sum_pixels
-from unalike.records import FloatArray, IntArray
+from unalike.records import FloatArray, IntArray, Pixels
 from unalike.similarity.products import Product, pick_product
-
-Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 # Tiles small enough for the second-level cache do the elementwise part at the speed of arithmetic.
 QUERY_TILE = 1024
@@ -172,7 +170,7 @@ def _prepare(block: Block, channels: Sequence[int] | None, device: torch.device)
         sums, squares = (moment.sum(axis=1) for moment in sum_pixels(images))
     else:
         sums, squares = (moment[:, chosen].sum(axis=1) for moment in (block.sums, block.squares))
-    flat = np.ascontiguousarray(images).reshape(len(images), -1)
+    flat = np.ascontiguousarray(images).reshape(len(images), int(np.prod(images.shape[1:])))
     # Flipping the top bit subtracts half the range: unsigned becomes signed, and r does not change.
     top = np.uint8(0x80)
     if flat.dtype == np.uint8:

@@ -20,8 +20,8 @@ from unalike.cohort.phantom import PhantomSettings, make_phantom
 from unalike.cohort.settings import PrepareSettings
 from unalike.cohort.store import open_images
 from unalike.errors import FolderError
-from unalike.generators import train_generator
 from unalike.generators.diffusion.settings import DiffusionSettings
+from unalike.generators.runs import draw_samples, train_generator
 from unalike.images import volumes
 from unalike.records import Estimate, estimate_from_json
 from unalike.report import write_report
@@ -62,8 +62,6 @@ def run_demo(
     *, out: str | Path, settings: DemoSettings | None = None, seed: int = 0, device: str = "auto"
 ) -> DemoResult:
     """Run the demo into ``out``; an interrupted demo goes on where it stopped when it is called alike again."""
-    from unalike.generators import draw_samples
-
     settings, out = settings or DemoSettings(), Path(out)
     settings.check()
     if folders.kind_of(out) == "demo":
@@ -87,7 +85,13 @@ def run_demo(
             "run",
             f"Training {name}",
             lambda: train_generator(
-                kind=kind, cohort=cohort, out=run, settings=wanted, subjects=subjects, seed=seed, device=device
+                kind=kind,
+                cohort=cohort,
+                out=run,
+                settings=wanted,
+                subjects=subjects,
+                seed=seed,
+                device=device,
             ),
         )
         _once(
@@ -100,9 +104,7 @@ def run_demo(
             audit,
             "audit",
             f"Auditing {name}",
-            lambda: audit_samples(
-                synthetic=samples, against=cohort, out=audit, name=name, seed=seed, device=device
-            ),
+            lambda: audit_samples(synthetic=samples, against=cohort, out=audit, name=name, seed=seed, device=device),
         )
         write_report(audit)
         audits.append(audit)
@@ -164,8 +166,7 @@ def _read(out: Path) -> DemoResult:
     for name in header.content["audits"]:
         content = folders.read_header(out / name, kind="audit").content
         highest = {
-            pair: estimate_from_json(entry)
-            for pair, entry in content["estimates"]["mean_highest_correlation"].items()
+            pair: estimate_from_json(entry) for pair, entry in content["estimates"]["mean_highest_correlation"].items()
         }
         undefined = Estimate(math.nan, math.nan, math.nan, 0, "no holdout")
         rows.append(

@@ -24,18 +24,16 @@ import scipy.sparse.linalg
 from safetensors.numpy import load_file, save_file
 
 from unalike import folders
-from unalike.cohort.store import Pixels
 from unalike.errors import SettingsError
 from unalike.generators.data import PixelScale, TrainImages
 from unalike.generators.settings import DrawSettings, require
+from unalike.records import Pixels
 from unalike.seeds import generator_for
 
 WEIGHTS = "components.safetensors"
 DESCRIPTION = "components.json"
 IMAGES_PER_COMPONENT = 4
-LARGEST_DENSE = (
-    4096  # images or pixels, the smaller of the two; beyond it the eigenvectors are found by Lanczos
-)
+LARGEST_DENSE = 4096  # images or pixels, the smaller of the two; beyond it the eigenvectors are found by Lanczos
 Floats = npt.NDArray[np.float32]
 
 
@@ -159,11 +157,7 @@ class GaussianSampler:
         return self.scale.from_grey(np.stack(drawn))
 
 
-def open_gaussian(
-    run: Path, *, content: Mapping[str, Any], settings: DrawSettings, device: str
-) -> GaussianSampler:
+def open_gaussian(run: Path, *, content: Mapping[str, Any], settings: DrawSettings, device: str) -> GaussianSampler:
     """Sampler of the model in ``run``."""
     del settings, device
-    return GaussianSampler(
-        GaussianModel(**load_file(run / folders.MODEL / WEIGHTS)), PixelScale.from_content(content)
-    )
+    return GaussianSampler(GaussianModel(**load_file(run / folders.MODEL / WEIGHTS)), PixelScale.from_content(content))

@@ -16,9 +16,9 @@ import scipy.ndimage
 from safetensors.numpy import load_file, save_file
 
 from unalike import folders
-from unalike.cohort.store import Pixels
 from unalike.generators.data import MASK, PixelScale, TrainImages
 from unalike.generators.settings import DrawSettings, require
+from unalike.records import Pixels
 from unalike.seeds import generator_for
 
 IMAGES = "training-images.safetensors"
@@ -87,9 +87,7 @@ class MemorizerSampler:
         return self.scale.from_grey((image + noise)[None])
 
 
-def open_memorizer(
-    run: Path, *, content: Mapping[str, Any], settings: DrawSettings, device: str
-) -> MemorizerSampler:
+def open_memorizer(run: Path, *, content: Mapping[str, Any], settings: DrawSettings, device: str) -> MemorizerSampler:
     """Sampler of the images in ``run``."""
     del settings, device
     described = folders.read_json(run / folders.MODEL / DESCRIPTION)

@@ -66,9 +66,7 @@ def place_network(network: Any, device: torch.device) -> Any:
     Measured on 2 AMD EPYC cores, 5 × 32 × 32, batch 16, bfloat16: 115 to 125 images/s contiguous, 107
     channels last (group norm has no quick path there). On CUDA, tensor cores want channels last.
     """
-    return network.to(
-        device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    )
+    return network.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> str:

@@ -18,11 +18,11 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
 from unalike import devices, folders
-from unalike.cohort.store import Pixels
 from unalike.errors import FolderError, SettingsError
 from unalike.generators.data import PixelScale
 from unalike.generators.diffusion.network import compute_in, place_network, resolve_precision
 from unalike.generators.diffusion.settings import SampleSettings
+from unalike.records import Pixels
 
 # Images the network works on at once. Part of what a sample is: changing it changes last bits.
 GROUP = {"cpu": 8, "cuda": 64}
@@ -76,9 +76,7 @@ class DiffusionSampler:
         return x_t.cpu().numpy()
 
 
-def open_diffusion(
-    run: Path, *, content: Mapping[str, Any], settings: SampleSettings, device: str
-) -> DiffusionSampler:
+def open_diffusion(run: Path, *, content: Mapping[str, Any], settings: SampleSettings, device: str) -> DiffusionSampler:
     """Sampler of the network in ``run``.
 
     Raises `SettingsError` if the number of sampling steps does not divide the run's time steps, and

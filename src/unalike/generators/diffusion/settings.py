@@ -31,8 +31,8 @@ class DiffusionSettings:
     """Decoupled weight decay of AdamW (share of a weight, times the learning rate, per update)."""
 
     ema_decay: float = 0.995
-    """Share of the weight average kept at each update (0 to below 1); (1 + n) / (10 + n) at update n while that
-    is less. Samples are drawn from the average."""
+    """Share of the weight average kept at each update (0 to below 1); (1 + n) / (10 + n) at update n while
+    that is less. Samples are drawn from the average."""
 
     gradient_clip: float = 1.0
     """Largest norm of the gradient over all weights; a longer one is shortened (loss per unit of weight)."""

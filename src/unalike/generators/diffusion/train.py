@@ -125,9 +125,7 @@ def train_diffusion(
 class TrainState:
     """All that an update changes: weights, optimizer, weight average, and how far it is."""
 
-    def __init__(
-        self, images: TrainImages, settings: DiffusionSettings, *, seed: int, place: torch.device
-    ) -> None:
+    def __init__(self, images: TrainImages, settings: DiffusionSettings, *, seed: int, place: torch.device) -> None:
         """State before the first update."""
         height, width = images.cohort.size
         network = build_network(
@@ -212,13 +210,13 @@ class TrainState:
 
 
 def learning_rate(settings: DiffusionSettings, n: int) -> float:
-    """Learning rate of update n (from 0): a linear rise over the warm-up times a linear fall to 0 at the end."""
+    """Learning rate of update n (from 0): a linear rise in the warm-up times a linear fall to 0."""
     rise = min(1.0, (n + 1) / settings.warmup) if settings.warmup else 1.0
     return settings.learning_rate * rise * (1 - n / settings.steps)
 
 
 def batch_positions(n: int, count: int, batch_size: int, seed: int) -> IntArray:
-    """Positions (batch_size,) among ``count`` images of batch n, the n-th piece of an endless row of shuffles.
+    """Positions (batch_size,) among ``count`` images of batch n, the n-th piece of endless shuffles.
 
     Each epoch is a permutation of its own stream, so a batch is known without those before it.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from unalike.errors import SettingsError
 from unalike.generators.controls import gaussian
 from unalike.generators.runs import draw_samples, train_generator
 
-from .conftest import MakeCohort
+MakeCohort = Callable[..., Path]
 
 
 def _samples(path: Path) -> np.ndarray:
@@ -75,9 +76,7 @@ def test_identical_images_give_that_image() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_memorizer_without_change_returns_training_images(
-    make_cohort: MakeCohort, tmp_path: Path, dtype: type
-) -> None:
+def test_memorizer_without_change_returns_training_images(make_cohort: MakeCohort, tmp_path: Path, dtype: type) -> None:
     cohort = make_cohort(channels=("t1", "mask"), dtype=dtype, subjects=9, holdout=3)
     run = train_generator(
         kind="memorizer",

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from unalike.generators.diffusion.settings import DiffusionSettings, SampleSetti
 from unalike.generators.runs import draw_samples, train_generator
 from unalike.generators.settings import resolve_settings
 
-from .conftest import MakeCohort
+MakeCohort = Callable[..., Path]
 
 
 def test_unknown_kind_lists_the_kinds(make_cohort: MakeCohort, tmp_path: Path) -> None:
@@ -77,7 +78,10 @@ def test_headers_tell_where_everything_is_from(make_cohort: MakeCohort, tmp_path
     header = folders.read_header(run, kind="run")
     assert header.inputs == {"cohort": open_images(cohort).digest}
     assert (header.seed, header.content["subject_seed"], header.content["train_images"]) == (3, 3, 8)
-    assert samples.header.inputs == {"run": folders.digest_of(run, kind="run"), "cohort": header.inputs["cohort"]}
+    assert samples.header.inputs == {
+        "run": folders.digest_of(run, kind="run"),
+        "cohort": header.inputs["cohort"],
+    }
     assert samples.header.content["generator"] == "gaussian"
     assert (samples.header.content["subjects"], samples.header.content["subject_seed"]) == (4, 3)
     assert samples.column("subject").tolist() == [f"sample-{seed:06d}" for seed in range(40, 45)]
@@ -149,4 +153,10 @@ def test_scales_are_inverse_and_levels_nearest() -> None:
         assert (unit.min(), unit.max()) == (-1, 1)
         np.testing.assert_array_equal(scale.from_unit(unit), pixels)
         assert scale.from_unit(np.full((1, 1, 1, 1), 9.0)).item() == highest
-    assert nearest_level(np.array([-9, 24, 26, 90, 999.0]), np.array([0, 50, 120])).tolist() == [0, 0, 50, 120, 120]
+    assert nearest_level(np.array([-9, 24, 26, 90, 999.0]), np.array([0, 50, 120])).tolist() == [
+        0,
+        0,
+        50,
+        120,
+        120,
+    ]
