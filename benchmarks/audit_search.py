@@ -1,10 +1,11 @@
 """Exact correlation search from a cohort on disk, against faiss-cpu's exact flat index, side by side in one run.
 
-    python benchmarks/audit_search.py                # 1,000 queries × 16,384 images × 256×256: 1 GiB on disk, 6 GiB of RAM
+    python benchmarks/audit_search.py                # 1,000 queries × 16,384 images × 256×256: 1 GiB disk, 6 GiB RAM
     python benchmarks/audit_search.py --images 2048  # a quick look
 
-Each contender runs in a process of its own, turn by turn; the table shows medians, and the ratio is taken within each turn.
-unalike's time includes reading the images from disk; faiss's does not, nor does it include building its index.
+Each contender runs in a process of its own, turn by turn; the table shows medians, and the ratio is taken within
+each turn. unalike's time includes reading the images from disk; faiss's search time does not, nor does it include
+building its index.
 """
 
 from __future__ import annotations
@@ -165,9 +166,8 @@ def main() -> None:
 def report(options: argparse.Namespace, results: dict[str, list[dict[str, object]]]) -> None:
     ours, theirs = results["unalike"], results["faiss"]
     assert all(mine["best"] == other["best"] for mine, other in zip(ours, theirs, strict=True)), "different answers"
-    print(
-        f"{options.queries:,} queries × {options.images:,} images × {SIZE}×{SIZE}, {options.turns} turns, same best matches"
-    )
+    what = f"{options.queries:,} queries × {options.images:,} images × {SIZE}×{SIZE}"
+    print(f"{what}, {options.turns} turns, same best matches")
     print("| | search, s | with build, s | memory growth, MiB |\n| --- | --- | --- | --- |")
     for name, runs in results.items():
         search = statistics.median(run["search"] for run in runs)
@@ -176,9 +176,8 @@ def report(options: argparse.Namespace, results: dict[str, list[dict[str, object
         print(f"| {name} | {search:.2f} | {search + build:.2f} | {memory:,.0f} |")
     ratios = [other["search"] / mine["search"] for mine, other in zip(ours, theirs, strict=True)]
     built = [(o["search"] + o["build"]) / m["search"] for m, o in zip(ours, theirs, strict=True)]
-    print(
-        f"faiss's search alone takes {statistics.median(ratios):.1f} times as long ({min(ratios):.1f} to {max(ratios):.1f});"
-    )
+    spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
+    print(f"faiss's search alone takes {statistics.median(ratios):.1f} times as long ({spread});")
     print(f"with its build {statistics.median(built):.1f} times. Product used: {ours[0]['product']}.")
 
 

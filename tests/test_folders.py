@@ -67,10 +67,15 @@ def test_finished_folders_are_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_failing_stage_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "new"
-    with pytest.raises(KeyboardInterrupt), folders.new_folder(out, kind="audit", settings={}):
-        (out / "half").mkdir()
-        (out / "half" / "x").write_text("x")
-        raise KeyboardInterrupt
+
+    def fail() -> None:
+        with folders.new_folder(out, kind="audit", settings={}):
+            (out / "half").mkdir()
+            (out / "half" / "x").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
     assert not out.exists()
 
 

@@ -180,6 +180,7 @@ def test_divergence_names_step_and_learning_rate(
 def test_sizes_that_cannot_be_halved_are_refused(make_cohort: MakeCohort, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"10 × 8 pixels.*multiples of 4 do fit.*12 × 8"):
         _train(make_cohort(size=(10, 8)), tmp_path / "run", channel_multipliers=(1, 2, 2))
+    assert not (tmp_path / "run").exists()  # free for a corrected command
 
 
 def test_each_epoch_sees_each_image_once() -> None:

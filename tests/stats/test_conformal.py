@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
-from unalike.stats.conformal import benjamini_hochberg, smallest_p_value, subject_p_values, subjects_needed
+from unalike.stats.conformal import (
+    benjamini_hochberg,
+    chance_beyond,
+    smallest_p_value,
+    subject_p_values,
+    subjects_needed,
+)
 
 
 def test_by_hand() -> None:
@@ -82,3 +88,13 @@ def test_what_a_number_of_subjects_can_certify() -> None:
             p = np.ones(queries)
             p[0] = smallest_p_value(subjects)
             assert (benjamini_hochberg(p)[0] <= 0.05 + 1e-12) == passes
+
+
+def test_the_chance_of_lying_beyond_every_holdout_image() -> None:
+    random = np.random.default_rng(0)
+    values = random.random((40_000, 6 + 20))
+    beyond = (values[:, :6] > values[:, 6:].max(axis=1, keepdims=True)).sum(axis=1)
+    for count in range(4):
+        promised = chance_beyond(count, queries=6, subjects=20)
+        assert (beyond >= count).mean() == pytest.approx(promised, abs=4 * np.sqrt(promised / 40_000))
+    assert chance_beyond(4, queries=6, subjects=20) == pytest.approx(6 * 5 * 4 * 3 / (26 * 25 * 24 * 23))

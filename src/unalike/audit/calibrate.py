@@ -10,7 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from unalike.records import FloatArray, TextArray
-from unalike.stats.conformal import benjamini_hochberg, smallest_p_value, subject_p_values, subjects_needed
+from unalike.stats.conformal import (
+    benjamini_hochberg,
+    chance_beyond,
+    smallest_p_value,
+    subject_p_values,
+    subjects_needed,
+)
 
 BENJAMINI_HOCHBERG = "Benjamini–Hochberg"
 BEYOND = "beyond every holdout image"
@@ -20,8 +26,9 @@ BEYOND = "beyond every holdout image"
 class Calibration:
     """P-values of the synthetic images and the rule by which they are flagged.
 
-    ``flagged`` (n,) are rejected by Benjamini–Hochberg at ``level``; ``beyond`` (n,) are closer to train than every holdout
-    image. ``fewest_copies`` is the smallest number of copies among the n images that the rule can flag at all.
+    ``flagged`` (n,) are rejected by Benjamini–Hochberg at ``level``; ``beyond`` (n,) are closer to train than every
+    holdout image, and ``chance_beyond`` is the chance of so many if nothing was copied. ``fewest_copies`` is the
+    smallest number of copies among the n images that the rule can flag at all.
     """
 
     p_values: FloatArray
@@ -31,6 +38,7 @@ class Calibration:
     level: float
     holdout_subjects: int
     highest_holdout: float
+    chance_beyond: float
     smallest_p: float
     certifies_single_image: bool
     subjects_needed: int
@@ -47,6 +55,7 @@ class Calibration:
             "level": self.level,
             "holdout_subjects": self.holdout_subjects,
             "highest_holdout": self.highest_holdout,
+            "chance_beyond": self.chance_beyond,
             "smallest_p": self.smallest_p,
             "certifies_single_image": self.certifies_single_image,
             "subjects_needed": self.subjects_needed,
@@ -65,14 +74,16 @@ def calibrate(synthetic: FloatArray, *, holdout: FloatArray, subjects: TextArray
     smallest = smallest_p_value(count)
     queries = int(np.isfinite(synthetic).sum())
     with np.errstate(invalid="ignore"):  # comparisons with NaN are False, as wanted
+        beyond = synthetic > highest
         return Calibration(
             p_values=p_values,
             q_values=q_values,
             flagged=q_values <= level,
-            beyond=synthetic > highest,
+            beyond=beyond,
             level=level,
             holdout_subjects=count,
             highest_holdout=highest,
+            chance_beyond=chance_beyond(int(beyond.sum()), queries=queries, subjects=count),
             smallest_p=smallest,
             certifies_single_image=smallest * queries <= level * (1 + 1e-12),
             subjects_needed=subjects_needed(queries=max(queries, 1), level=level),

@@ -74,8 +74,7 @@ def audit_samples(
         ) as roles,
         folders.new_folder(Path(out), kind="audit", settings=asdict(settings)),
     ):
-        result = _audit(roles, Path(out), settings, name or Path(synthetic).name, seed, where)
-    return result
+        return _audit(roles, Path(out), settings, name or Path(synthetic).name, seed, where)
 
 
 def _audit(roles: Roles, out: Path, settings: AuditSettings, name: str, seed: int, device: torch.device) -> AuditResult:

@@ -70,17 +70,16 @@ def open_roles(
 
     Raises `InputError` if roles are missing or do not fit each other.
     """
-    if (against is None) == (train is None):
-        raise SettingsError("an audit needs either --against COHORT or --train FOLDER (with --holdout FOLDER).")
-    if against is not None and holdout is not None:
-        raise SettingsError("--holdout goes with --train; a cohort given by --against has its own holdout.")
+    if against is not None and (train is not None or holdout is not None):
+        raise SettingsError("--train and --holdout stand in for --against: a cohort has its own roles. Drop one.")
     with tempfile.TemporaryDirectory(prefix="unalike-") as scratch:
         opener = _Opener(Path(scratch), settings)
         if against is not None:
             roles = _roles_of_cohort(opener, synthetic, open_images(against))
-        else:
-            assert train is not None
+        elif train is not None:
             roles = _roles_of_folders(opener, synthetic, train, holdout)
+        else:
+            raise SettingsError("an audit needs --against COHORT, or --train FOLDER (with --holdout FOLDER).")
         roles = _distrust(roles)
         _check_fit(roles)
         yield roles

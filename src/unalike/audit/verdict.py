@@ -13,9 +13,11 @@ from unalike.audit.power import PowerRow
 
 Decision = Literal["copies found", "no copies found", "cannot tell"]
 
-# The kinds of copy that the whole-image correlation must catch before "no copies found" may be said.
+# The kinds of copy that whole-image correlation must catch before "no copies found" may be said.
 PLAIN_COPIES = ("none", "noise, sd 5 of 255")
 LEAST_POWER = 0.8
+# A change that alone makes so many innocent images look copied is worth a warning.
+MOST_SHAM = 0.05
 
 
 @dataclass(frozen=True)
@@ -37,40 +39,52 @@ def reach_verdict(
 ) -> Verdict:
     """Decide between ``copies found``, ``no copies found`` and ``cannot tell``."""
     if calibration.holdout_subjects == 0:
-        return _without_holdout(calibration, warnings)
+        return _without_holdout(warnings)
+    decision, headline = _decide(calibration, exposed_subjects, power)
+    return Verdict(
+        decision=decision,
+        headline=headline,
+        reasons=(_rule(calibration), _beyond(calibration), _power(power)),
+        warnings=(*_too_few(calibration), *_doubt(power), *warnings),
+    )
+
+
+def _decide(calibration: Calibration, exposed_subjects: int, power: Sequence[PowerRow]) -> tuple[Decision, str]:
     flagged, total = int(calibration.flagged.sum()), len(calibration.flagged)
-    reasons = [_rule(calibration), _beyond(calibration), *_power(power)]
-    warnings = [*_too_few(calibration), *_doubt(power), *warnings]
     if flagged:
         patients = "patient" if exposed_subjects == 1 else "patients"
-        headline = (
+        found = (
             f"{flagged} of {total} synthetic images are flagged as copies of {exposed_subjects} training {patients}."
         )
-        return Verdict("copies found", headline, tuple(reasons), tuple(warnings))
-    weak = _weakest(power)
+        return "copies found", found
+    subjects, level = calibration.holdout_subjects, calibration.level
     if not calibration.can_flag:
-        headline = (
-            f"Cannot tell: {calibration.holdout_subjects} holdout subjects are too few to flag anything at an error rate "
-            f"of {calibration.level:g}; at least {_fewest_subjects(calibration.level)} are needed."
+        least = int(np.ceil(1 / level - 1e-9)) - 1
+        return "cannot tell", (
+            f"Cannot tell: {subjects} holdout subjects are too few to flag anything at an error rate of {level:g}; "
+            f"at least {least} are needed."
         )
-        return Verdict("cannot tell", headline, tuple(reasons), tuple(warnings))
-    if weak is None or weak.planted.value < LEAST_POWER:
-        known = (
-            "the power was not measured"
-            if weak is None
-            else f"only {weak.planted.value:.0%} of planted copies (change: {weak.change}) would have been caught"
+    beyond = int(calibration.beyond.sum())
+    if beyond and calibration.chance_beyond <= level:
+        return "cannot tell", (
+            f"Cannot tell: {beyond} of {total} images are closer to train than every holdout image, more than chance "
+            f"explains (p = {calibration.chance_beyond:.2g}), but {subjects} holdout subjects cannot certify which."
         )
-        return Verdict(
-            "cannot tell", f"Cannot tell: nothing was flagged, but {known}.", tuple(reasons), tuple(warnings)
+    weakest = _weakest(power)
+    if weakest is None:
+        return "cannot tell", "Cannot tell: nothing was flagged, but the power was not measured."
+    if weakest.planted.value < LEAST_POWER:
+        return "cannot tell", (
+            f"Cannot tell: nothing was flagged, but only {weakest.planted.value:.0%} of planted copies "
+            f"(change: {weakest.change}) would have been closer to train than every holdout image."
         )
-    headline = (
-        f"None of {total} synthetic images is flagged; at least {weak.planted.low:.0%} of copies with slight noise "
+    return "no copies found", (
+        f"None of {total} synthetic images is flagged; at least {weakest.planted.low:.0%} of copies with slight noise "
         "would have come closer to train than every holdout image."
     )
-    return Verdict("no copies found", headline, tuple(reasons), tuple(warnings))
 
 
-def _without_holdout(calibration: Calibration, warnings: Sequence[str]) -> Verdict:
+def _without_holdout(warnings: Sequence[str]) -> Verdict:
     return Verdict(
         "cannot tell",
         "Cannot tell: without holdout subjects, nothing says how similar a new patient would be.",
@@ -82,33 +96,36 @@ def _without_holdout(calibration: Calibration, warnings: Sequence[str]) -> Verdi
     )
 
 
-def _fewest_subjects(level: float) -> int:
-    return int(np.ceil(1 / level - 1e-9)) - 1
-
-
 def _rule(calibration: Calibration) -> str:
     return (
-        f"Of the flagged images, at most {calibration.level:.0%} are expected to be false alarms (Benjamini–Hochberg over p-values "
-        f"calibrated on {calibration.holdout_subjects} holdout subjects; the smallest possible p-value is {calibration.smallest_p:.2g})."
+        f"Of the flagged images, at most {calibration.level:.0%} are expected to be false alarms "
+        f"(Benjamini–Hochberg over p-values calibrated on {calibration.holdout_subjects} holdout subjects; "
+        f"the smallest possible p-value is {calibration.smallest_p:.2g})."
     )
 
 
 def _beyond(calibration: Calibration) -> str:
     defined = int(np.isfinite(calibration.p_values).sum())
     return (
-        f"{int(calibration.beyond.sum())} of {defined} images are closer to a training image than every holdout image is "
-        f"(correlation above {calibration.highest_holdout:.3f}); about {defined * calibration.smallest_p:.1f} "
-        "would be by chance."
+        f"{int(calibration.beyond.sum())} of {defined} images are closer to a training image than every holdout "
+        f"image is (correlation above {calibration.highest_holdout:.3f}); about "
+        f"{defined * calibration.smallest_p:.1f} would be by chance."
     )
 
 
 def _too_few(calibration: Calibration) -> list[str]:
     if calibration.certifies_single_image:
         return []
+    total, subjects = len(calibration.flagged), calibration.holdout_subjects
+    least = (
+        f"at least {calibration.fewest_copies} must be copies before any is flagged"
+        if calibration.can_flag
+        else "none can be flagged"
+    )
     return [
-        f"{calibration.holdout_subjects} holdout subjects cannot certify a single copy among {len(calibration.flagged)} images: "
-        f"at least {calibration.fewest_copies} copies must be present before any is flagged; "
-        f"{calibration.subjects_needed} holdout subjects would do for one. Images closer than every holdout image are listed as well."
+        f"{subjects} holdout subjects cannot certify a single copy among {total} images: {least}; "
+        f"{calibration.subjects_needed} holdout subjects would do for one. Images closer than every holdout image "
+        "are listed as well."
     ]
 
 
@@ -117,17 +134,17 @@ def _weakest(power: Sequence[PowerRow]) -> PowerRow | None:
     return min(rows, key=lambda row: row.planted.value) if rows else None
 
 
-def _power(power: Sequence[PowerRow]) -> list[str]:
+def _power(power: Sequence[PowerRow]) -> str:
     if not power:
-        return ["The power was not measured, so an absence of flags means little."]
-    caught = ", ".join(f"{row.change}: {row.planted.value:.0%}" for row in power)
-    return [f"Planted copies closer to train than every holdout image, by kind of change — {caught}."]
+        return "The power was not measured, so an absence of flags means little."
+    caught = "; ".join(f"{row.change}: {row.planted.value:.0%}" for row in power)
+    return f"Planted copies that are closer to train than every holdout image, by what was changed: {caught}."
 
 
 def _doubt(power: Sequence[PowerRow]) -> list[str]:
     """Changes that alone make innocent images look copied: a generator that blurs may be flagged for its blur."""
-    rows = [row for row in power if row.sham.low > 0.05]
     return [
         f"The change “{row.change}” alone makes {row.sham.value:.0%} of holdout images look copied: look at the pairs."
-        for row in rows
+        for row in power
+        if row.sham.low > MOST_SHAM
     ]

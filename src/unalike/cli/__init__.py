@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tomllib
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +26,10 @@ from unalike.cli.sample import sample
 from unalike.cli.train import train
 from unalike.errors import SettingsError, UnalikeError
 
-_EPILOGUE = """Before any command: --debug shows where an error came from; --config FILE takes settings from a TOML file \
-with one table per command ([prepare], [train.diffusion], …), over which flags win."""
+_EPILOGUE = (
+    "With any command: --debug shows where an error came from; --config FILE takes settings from a TOML file "
+    "with one table per command ([prepare], [train.diffusion], …), over which flags win."
+)
 
 
 def build_app(config: Path | None = None) -> App:
@@ -37,6 +40,7 @@ def build_app(config: Path | None = None) -> App:
         help="Synthetic medical images that are like no patient: prepare, train, sample, audit, report.",
         help_epilogue=_EPILOGUE,
         config=() if config is None else (Toml(config, must_exist=True),),
+        suppress_keyboard_interrupt=False,
     )
     for command in (demo, prepare, inspect, train, sample, audit, report, phantom):
         app.command(command)
@@ -59,9 +63,18 @@ def _split_global(arguments: Sequence[str]) -> tuple[list[str], bool, Path | Non
             config = Path(argument.removeprefix("--config="))
         else:
             rest.append(argument)
-    if config is not None and not config.is_file():
-        raise SettingsError(f"--config {config} does not exist. Check the path.")
+    if config is not None:
+        _check_toml(config)
     return rest, debug, config
+
+
+def _check_toml(config: Path) -> None:
+    try:
+        tomllib.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--config {config} does not exist or cannot be read. Check the path.") from error
+    except ValueError as error:
+        raise SettingsError(f"--config {config} is no TOML file ({error}). Mend it.") from error
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -22,8 +22,8 @@ def demo(
 ) -> None:
     """Watch a diffusion model copy its patients, on a laptop: the whole way, once, in a few minutes.
 
-    A cohort is prepared; a gaussian, a memorizer, and twice the same diffusion model (trained on a few subjects and on all)
-    are trained, sampled and audited; one page compares the four. Interrupted, the same command goes on.
+    A cohort is prepared; a gaussian, a memorizer, and twice the same diffusion model (trained on a few subjects and
+    on all) are trained, sampled and audited; one page compares the four. Interrupted, the same command goes on.
 
     Parameters
     ----------

@@ -46,7 +46,8 @@ def prepare_cohort(
     the address of a Dask scheduler that shares the file system; otherwise ``workers`` threads read.
 
     Returns the opened cohort; what was assumed, skipped or found leaking is in ``header.content`` (``notes``,
-    ``skipped``, ``leaks``). Raises an `InputError` (and leaves nothing behind) for sources, files or settings that cannot be used.
+    ``skipped``, ``leaks``). Raises an `InputError`, and leaves nothing behind, for sources, files or settings that
+    cannot be used.
     """
     source, out = Path(source), Path(out)
     settings = settings or PrepareSettings()
@@ -173,7 +174,8 @@ def _check_alike(image: Any, writer: ImageWriter, item: Item, first: Item) -> No
         )
     if image.shape != wanted:
         raise PictureError(
-            f"{item.source} is {image.shape[2]}×{image.shape[1]}, {first.source} is {wanted[2]}×{wanted[1]}. Pass --size."
+            f"{item.source} is {image.shape[2]}×{image.shape[1]}, "
+            f"{first.source} is {wanted[2]}×{wanted[1]}. Pass --size."
         )
     if image.dtype != writer.dtype:
         raise PictureError(

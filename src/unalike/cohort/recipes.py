@@ -141,7 +141,7 @@ _ASSUMED = (
 )
 
 
-def load_folder(item: Item, plan: Plan, settings: PrepareSettings) -> Loaded:
+def load_folder(item: Item, _: Plan, settings: PrepareSettings) -> Loaded:
     """Read one picture and bring it to colour, depth and size."""
     path = item.files[0][1]
     image = pictures.read_picture(path, color=settings.color)
@@ -171,8 +171,8 @@ def _subject_and_channel(
 def plan_nifti(source: Path, settings: PrepareSettings) -> Plan:
     """Volumes; files of one subject and different channels make one scan.
 
-    Unless ``stretch`` is asked for, all volumes share one scale (pixels per millimetre), chosen from the headers so that the
-    largest fits ``size`` and none is enlarged: anatomy keeps its relative size between subjects.
+    Unless ``stretch`` is asked for, all volumes share one scale (pixels per millimetre), chosen from the headers so
+    that the largest fits ``size`` and none is enlarged: anatomy keeps its relative size between subjects.
     """
     if settings.size is None:
         raise SettingsError("--recipe nifti needs --size, the height and width of the slices in pixels.")
@@ -221,7 +221,6 @@ def _choose_channels(wanted: tuple[str, ...], found: list[str], has_mask: bool) 
 
 
 def _common_scale(items: tuple[Item, ...], settings: PrepareSettings) -> float:
-    assert settings.size is not None
     if settings.fit == "stretch":
         return 1.0
     across = [index for index in range(3) if index != {"sagittal": 0, "coronal": 1, "axial": 2}[settings.axis]]
@@ -233,7 +232,7 @@ def _common_scale(items: tuple[Item, ...], settings: PrepareSettings) -> float:
             continue  # reported when the volume is loaded
         sides = [shape[index] * spacing[index] / min(spacing[i] for i in across) for index in across]
         extents.append(max(sides) if settings.fit == "pad" else min(sides))
-    return min(1.0, settings.size / max(extents)) if extents else 1.0
+    return min(1.0, (settings.size or 0) / max(extents)) if extents else 1.0
 
 
 def load_nifti(item: Item, plan: Plan, settings: PrepareSettings) -> Loaded:
@@ -291,8 +290,7 @@ def _fit_slice(
     image: npt.NDArray[np.uint8], spacing: tuple[float, float], plan: Plan, settings: PrepareSettings
 ) -> npt.NDArray[np.uint8]:
     """Square pixels, the common scale, then pad or crop around the middle."""
-    assert settings.size is not None
-    size, planes = settings.size, []
+    size, planes = settings.size or max(image.shape[1:]), []
     height, width = (
         max(1, round(side * step / min(spacing) * plan.scale))
         for side, step in zip(image.shape[1:], spacing, strict=True)

@@ -18,7 +18,7 @@ import numpy as np
 from unalike import folders
 from unalike.cohort.store import ImageWriter, open_images
 from unalike.engine import show_progress
-from unalike.errors import FolderError, SettingsError
+from unalike.errors import FolderError, InputError, SettingsError
 from unalike.folders import Header
 from unalike.generators.data import PixelScale, open_train_images
 from unalike.generators.settings import DrawSettings, resolve_settings
@@ -98,8 +98,13 @@ def train_generator(
         "seed": seed,
         "settings": asdict(settings),
     }
-    folders.begin_folder(out, kind="run", settings=identity, resumable=True)
-    about = family.train(images, out=out, settings=settings, seed=seed, device=device)
+    resumed = folders.begin_folder(out, kind="run", settings=identity, resumable=True)
+    try:
+        about = family.train(images, out=out, settings=settings, seed=seed, device=device)
+    except InputError:
+        if not resumed:
+            _give_up(out)
+        raise
     height, width = opened.size
     content = {
         "generator": kind,
@@ -172,6 +177,13 @@ def draw_samples(
         content={**written, **about},
     )
     return out
+
+
+def _give_up(out: Path) -> None:
+    """Take away a folder in which nothing was done, so that a corrected command may have it."""
+    if [entry.name for entry in out.iterdir()] == [folders.UNFINISHED]:
+        (out / folders.UNFINISHED).unlink()
+        out.rmdir()
 
 
 def _draw_part(out: Path, sampler: Sampler, seeds: Sequence[int]) -> None:

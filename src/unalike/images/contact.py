@@ -19,21 +19,21 @@ def to_gray8(plane: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def flatten_channels(image: npt.NDArray[Any], channels: Sequence[str]) -> Image.Image:
-    """One image (C, H, W) as a picture: colour where the channels are red, green, blue, else side by side."""
+    """One image (C, H, W) as a picture: colour where the channels are red, green, blue, else one below the other."""
     planes = [to_gray8(plane) for plane in image]
     if tuple(channels) == ("red", "green", "blue"):
         return Image.fromarray(np.stack(planes, axis=-1))
-    return Image.fromarray(np.concatenate(planes, axis=1)).convert("RGB")
+    return Image.fromarray(np.concatenate(planes, axis=0)).convert("RGB")
 
 
 def draw_contact_sheet(
     rows: Sequence[tuple[str, npt.NDArray[Any]]], *, channels: Sequence[str], cell: int = 96
 ) -> Image.Image:
-    """Draw titled rows of images (n, C, H, W) at least ``cell`` pixels high, enlarged in whole steps."""
+    """Draw titled rows of images (n, C, H, W) at least ``cell`` pixels wide, enlarged in whole steps."""
     strips = []
     for title, images in rows:
         tiles = [flatten_channels(image, channels) for image in images]
-        step = max(1, cell // tiles[0].height) if tiles else 1
+        step = max(1, round(cell / tiles[0].width)) if tiles else 1
         sized = [tile.resize((tile.width * step, tile.height * step), Image.Resampling.NEAREST) for tile in tiles]
         width = sum(tile.width + _GAP for tile in sized) + _GAP
         strip = Image.new("RGB", (max(width, 240), _HEAD + (sized[0].height if sized else 0) + _GAP), "white")

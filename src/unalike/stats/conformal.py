@@ -62,3 +62,14 @@ def subjects_needed(*, queries: int, level: float) -> int:
     """
     # Guards against 1/0.05 = 20.000000000000004-like quotients.
     return max(math.ceil(queries / level - 1 - 1e-9), 1)
+
+
+def chance_beyond(beyond: int, *, queries: int, subjects: int) -> float:
+    """Chance that ``beyond`` or more of ``queries`` images exceed all ``subjects`` of the holdout, if none is a copy.
+
+    The largest k of queries + subjects exchangeable values are all queries with probability
+    Π (queries − i) / (queries + subjects − i), i = 0 … k − 1. With several images per holdout subject the true
+    chance is smaller.
+    """
+    order = np.arange(beyond)
+    return float(np.prod((queries - order) / (queries + subjects - order)))

@@ -7,11 +7,11 @@ and on all → sample → audit → one page that compares the four.
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from unalike import folders
 from unalike.audit.run import audit_samples
@@ -50,11 +50,13 @@ class DemoResult:
     def table(self) -> str:
         """The table as text."""
         lines = [
-            f"{'generator':26}{'verdict':18}{'flagged':>11}   mean highest correlation with train: samples | new patients"
+            f"{'generator':26}{'verdict':18}{'flagged':>12}   highest correlation with train, mean:\n"
+            f"{'':59}samples   new patients"
         ]
         for row in self.rows:
-            highest = f"{row.highest_train.value:.3f} | {row.highest_holdout.value:.3f}"
-            lines.append(f"{row.name:26}{row.decision:18}{f'{row.flagged} of {row.samples}':>11}   {highest:>12}")
+            flagged = f"{row.flagged} of {row.samples}"
+            highest = f"{row.highest_train.value:.3f}     {row.highest_holdout.value:.3f}"
+            lines.append(f"{row.name:26}{row.decision:18}{flagged:>12}   {highest}")
         return "\n".join(lines)
 
 
@@ -69,45 +71,7 @@ def run_demo(
     folders.begin_folder(out, kind="demo", settings=asdict(settings) | {"seed": seed}, resumable=True)
     cohort = out / "cohort"
     _once(cohort, "cohort", "Preparing the cohort", lambda: _prepare(out, cohort, settings, seed))
-    diffusion = DiffusionSettings(steps=settings.steps)
-    generators: list[tuple[str, str, int | None, Any]] = [
-        ("gaussian", "gaussian", None, None),
-        ("memorizer", "memorizer", None, None),
-        (f"diffusion, {settings.few} subjects", "diffusion", settings.few, diffusion),
-        ("diffusion, all subjects", "diffusion", None, diffusion),
-    ]
-    audits = []
-    for name, kind, subjects, wanted in generators:
-        stem = kind if kind != "diffusion" else f"diffusion-{subjects or 'all'}"
-        run, samples, audit = (out / room / stem for room in ("runs", "samples", "audits"))
-        _once(
-            run,
-            "run",
-            f"Training {name}",
-            lambda: train_generator(
-                kind=kind,
-                cohort=cohort,
-                out=run,
-                settings=wanted,
-                subjects=subjects,
-                seed=seed,
-                device=device,
-            ),
-        )
-        _once(
-            samples,
-            "samples",
-            f"Sampling {name}",
-            lambda: draw_samples(run=run, out=samples, count=settings.count, device=device),
-        )
-        _once(
-            audit,
-            "audit",
-            f"Auditing {name}",
-            lambda: audit_samples(synthetic=samples, against=cohort, out=audit, name=name, seed=seed, device=device),
-        )
-        write_report(audit)
-        audits.append(audit)
+    audits = [_try_generator(entry, cohort, out, settings, seed, device) for entry in _generators(settings)]
     page = write_report(audits, out=out / folders.REPORT, title="Did the generators copy their patients?")
     folders.finish_folder(
         out,
@@ -120,27 +84,74 @@ def run_demo(
     return _read(out)
 
 
+@dataclass(frozen=True)
+class _Generator:
+    """One line of the demo: what to train, on how many subjects (None: all), and what it is called."""
+
+    name: str
+    folder: str
+    kind: str
+    subjects: int | None = None
+
+
+def _generators(settings: DemoSettings) -> tuple[_Generator, ...]:
+    few = settings.few
+    return (
+        _Generator("gaussian", "gaussian", "gaussian"),
+        _Generator("memorizer", "memorizer", "memorizer"),
+        _Generator(f"diffusion, {few} subjects", f"diffusion-{few}", "diffusion", few),
+        _Generator("diffusion, all subjects", "diffusion-all", "diffusion"),
+    )
+
+
+def _try_generator(entry: _Generator, cohort: Path, out: Path, settings: DemoSettings, seed: int, device: str) -> Path:
+    """Train, sample and audit one generator; returns the audit folder."""
+    run, samples, audit = (out / room / entry.folder for room in ("runs", "samples", "audits"))
+    wanted = DiffusionSettings(steps=settings.steps) if entry.kind == "diffusion" else None
+
+    def train() -> object:
+        return train_generator(
+            kind=entry.kind,
+            cohort=cohort,
+            out=run,
+            settings=wanted,
+            subjects=entry.subjects,
+            seed=seed,
+            device=device,
+        )
+
+    def examine() -> object:
+        return audit_samples(synthetic=samples, against=cohort, out=audit, name=entry.name, seed=seed, device=device)
+
+    _once(run, "run", f"Training {entry.name}", train)
+    _once(
+        samples,
+        "samples",
+        f"Sampling {entry.name}",
+        lambda: draw_samples(run=run, out=samples, count=settings.count, device=device),
+    )
+    _once(audit, "audit", f"Auditing {entry.name}", examine)
+    write_report(audit)
+    return audit
+
+
 def _once(folder: Path, kind: str, title: str, work: Callable[[], object]) -> None:
     """Do a stage unless its folder is finished."""
-    if folders.kind_of(folder) == kind:
-        print(f"{title}: done already", file=sys.stderr)  # noqa: T201 - talk of a long command
-        return
-    print(title, file=sys.stderr)  # noqa: T201
-    work()
+    finished = folders.kind_of(folder) == kind
+    print(f"{title}: done already" if finished else title, file=sys.stderr)  # noqa: T201 - talk of a long command
+    if not finished:
+        work()
 
 
 def _prepare(out: Path, cohort: Path, settings: DemoSettings, seed: int) -> None:
     source, recipe = settings.data, "folder"
     if source is None:
         source, recipe = out / "phantom", "nifti"
-        if not (out / "phantom.done").is_file():
-            if source.exists():
-                import shutil
-
-                shutil.rmtree(source)  # ours, unfinished
-            wanted = PhantomSettings(subjects=settings.subjects, size=48, slices=8)
-            make_phantom(out=source, settings=wanted, seed=seed)
-            (out / "phantom.done").touch()
+        done = out / "phantom.done"
+        if not done.is_file():
+            shutil.rmtree(source, ignore_errors=True)  # of an interrupted demo
+            make_phantom(out=source, settings=PhantomSettings(subjects=settings.subjects, size=48, slices=8), seed=seed)
+            done.touch()
     elif any(path.name.endswith(volumes.SUFFIXES) for path in source.rglob("*")):
         recipe = "nifti"
     prepare_cohort(

@@ -25,7 +25,7 @@ from unalike.generators.diffusion.settings import SampleSettings
 from unalike.records import Pixels
 
 # Images the network works on at once. Part of what a sample is: changing it changes last bits.
-GROUP = {"cpu": 8, "cuda": 64}
+GROUP = {"cpu": 8}  # elsewhere 64
 
 
 class DiffusionSampler:
@@ -55,7 +55,7 @@ class DiffusionSampler:
 
     def draw(self, seeds: Sequence[int]) -> Pixels:
         """Pixels (len(seeds), C, H, W), one sample for each seed."""
-        size = GROUP[self.place.type]
+        size = GROUP.get(self.place.type, 64)
         groups = [list(seeds[begin : begin + size]) for begin in range(0, len(seeds), size)]
         drawn = [self._denoise(group + group[-1:] * (size - len(group)))[: len(group)] for group in groups]
         return self.scale.from_unit(np.concatenate(drawn))

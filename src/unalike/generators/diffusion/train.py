@@ -93,7 +93,7 @@ def train_diffusion(
                 # AdamW step at this update's learning rate, then the weight average
                 with hold_interrupts():
                     state.update(learning_rate(settings, n))
-                unseen.append(torch.stack([loss.detach(), norm]))
+                    unseen.append(torch.stack([loss.detach(), norm]))
 
                 now = time.monotonic()
                 state.seconds = seconds_before + now - began

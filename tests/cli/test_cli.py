@@ -1,0 +1,160 @@
+"""The command line: help, exit codes, one-line errors, JSON, configuration files, and the whole way once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unalike.cli import build_app, run
+
+COMMANDS = ("audit", "demo", "inspect", "phantom", "prepare", "report", "sample", "train")
+
+
+@pytest.mark.parametrize("command", [*((name,) for name in COMMANDS), ("train", "diffusion"), ("train", "gaussian")])
+def test_every_command_has_help(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Usage: unalike" in text
+    assert len(text.splitlines()) > 8
+
+
+def test_every_command_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    for command in COMMANDS:
+        assert f"## `unalike {command}" in text
+
+
+def test_help_does_not_load_torch() -> None:
+    code = "import sys; from unalike.cli import run; run(['--help']); sys.exit('torch' in sys.modules)"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert finished.returncode == 0
+
+
+def refuse(capsys: pytest.CaptureFixture[str], code: int, *arguments: object) -> str:
+    assert run([str(argument) for argument in arguments]) == code
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("unalike: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in captured.err
+    return errors[0]
+
+
+def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "--sizze" in refuse(capsys, 2, "prepare", tmp_path, "--out", tmp_path / "c", "--sizze", 3)
+    assert "preparre" in refuse(capsys, 2, "preparre", tmp_path)
+    assert "size" in refuse(capsys, 2, "prepare", tmp_path, "--out", tmp_path / "c", "--size", "big")
+    assert "out" in refuse(capsys, 2, "prepare", tmp_path).lower()
+    assert "does not exist" in refuse(capsys, 2, "prepare", tmp_path / "nowhere", "--out", tmp_path / "c")
+    unknown = refuse(capsys, 2, "prepare", tmp_path, "--out", tmp_path / "c", "--recipe", "dicomm")
+    assert "folder, nifti" in unknown
+    assert not (tmp_path / "c").exists()
+
+
+def test_configuration_files(make_pictures: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = str(make_pictures(subjects=5))
+    config = tmp_path / "study.toml"
+    config.write_text("[prepare]\nsize = 16\nholdout = 0.4\n")
+    arguments = ["prepare", source, "--config", str(config), "--dry-run", "--json", "--out", str(tmp_path / "c")]
+    assert run(arguments) == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert (settings["size"], settings["holdout"]) == (16, 0.4)
+    assert run([*arguments, "--size", "20"]) == 0
+    assert json.loads(capsys.readouterr().out)["size"] == 20
+    config.write_text("[prepare]\nsizze = 16\n")
+    error = refuse(capsys, 2, *arguments)
+    assert "sizze" in error
+    assert "study.toml" in error
+    config.write_text("[prepare\n")
+    assert "study.toml" in refuse(capsys, 2, *arguments)
+    assert "does not exist" in refuse(capsys, 2, "inspect", tmp_path, "--config", tmp_path / "none.toml")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_leaking_split_is_the_first_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    for name in ("train/p1_0", "train/p2_0", "test/p2_1", "test/p3_0"):
+        path = tmp_path / "x" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (8, 8), dtype=np.uint8)).save(path)
+    options = ["--split", "keep", "--subject-pattern", r"(p\d)_"]
+    assert run(["prepare", str(tmp_path / "x"), "--out", str(tmp_path / "c"), *options]) == 0
+    assert capsys.readouterr().out.startswith("LEAK: 1 of the 2 holdout patients also occur in train")
+
+
+def test_skipped_files_are_counted_and_listed(
+    make_pictures: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_pictures(subjects=5)
+    (source / "p0001_0.png").write_text("no picture")
+    refuse(capsys, 2, "prepare", source, "--out", tmp_path / "c")
+    assert run(["prepare", str(source), "--out", str(tmp_path / "c"), "--on-bad-file", "skip"]) == 0
+    captured = capsys.readouterr()
+    assert "skipped p0001_0.png" in captured.err
+    assert "1 of 10 items were skipped." in captured.out
+
+
+def test_existing_and_foreign_outputs(
+    make_pictures: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_pictures(subjects=5)
+    assert run(["prepare", str(source), "--out", str(tmp_path / "c")]) == 0
+    capsys.readouterr()
+    assert "exists already" in refuse(capsys, 2, "prepare", source, "--out", tmp_path / "c")
+    assert "no run folder" in refuse(capsys, 2, "sample", source, "--count", 3, "--out", tmp_path / "s")
+    wrong = refuse(capsys, 2, "sample", tmp_path / "c", "--count", 3, "--out", tmp_path / "s")
+    assert "is a cohort folder, but a run" in wrong
+
+
+def test_interruption_is_130(
+    make_pictures: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def interrupt(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unalike.cohort.build.prepare_cohort", interrupt)
+    assert "interrupted" in refuse(capsys, 130, "prepare", make_pictures(), "--out", tmp_path / "c")
+
+
+def test_debug_shows_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(tmp_path / "nowhere"), "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_whole_way(make_pictures: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """prepare → train → sample → audit → report → inspect, with JSON on stdout and nothing else there."""
+    source = make_pictures(subjects=40)
+    cohort, runs, samples, audit = (str(tmp_path / name) for name in ("cohort", "run", "samples", "audit"))
+
+    def call(*arguments: str) -> dict[str, object]:
+        capsys.readouterr()
+        assert run([*arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    prepared = call("prepare", str(source), "--out", cohort, "--subject-pattern", r"(p\d+)_", "--holdout", "0.5")
+    assert prepared["images"] == 80
+    assert call("train", "memorizer", cohort, "--out", runs)["train_images"] == 40
+    assert call("sample", runs, "--count", "30", "--out", samples)["count"] == 30
+    result = call("audit", samples, "--against", cohort, "--out", audit, "--planted", "8", "--level", "0.1")
+    assert result["verdict"]["decision"] == "copies found"
+    assert result["flagged"] >= 27
+    assert Path(str(result["report"])).is_file()
+    page = call("report", audit, "--shareable", "--out", str(tmp_path / "share.html"))["report"]
+    assert Path(str(page)).is_file()
+    assert call("inspect", cohort)["subjects_per_role"] == {"holdout": 20, "train": 20}
+    assert "copies found" in str(call("inspect", audit)["verdict"])
+    assert call("inspect", samples)["images"] == 30
+    assert (Path(samples) / "contact-sheet.png").is_file()
+    assert call("inspect", runs)["generator"] == "memorizer"
+    refused = refuse(capsys, 2, "sample", runs, "--count", 3, "--steps", 9, "--out", tmp_path / "other")
+    assert "for diffusion; this run is a memorizer" in refused
+
+
+def test_the_application_can_be_built_without_arguments() -> None:
+    assert {name for name in build_app() if not name.startswith("-")} == set(COMMANDS)
