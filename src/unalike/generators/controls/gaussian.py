@@ -7,7 +7,9 @@ After Tipping and Bishop (1999). A sample is
 with the mean image m, the K leading eigenvectors uₖ and eigenvalues λₖ of the covariance of the training
 images (all channels jointly), and what they leave over: per pixel its standard deviation s, times a
 stationary field n of unit variance that has the mean power spectrum of the leftovers. White noise in its
-place has the right variance but looks like sand; with the spectrum, the samples are as sharp as the images.
+place has the right variance but no texture; with the spectrum, the mean step between neighbouring pixels was
+19.5 grey levels against 16.3 of the images (800 brain slices of 32 × 32). Samples look like
+grainy, ghostly heads: nobody's.
 """
 
 from __future__ import annotations
