@@ -51,3 +51,13 @@ def test_the_rooms_on_the_map_are_the_rooms_there_are() -> None:
         if not path.name.startswith("_") and path.name != "py.typed"
     }
     assert named == there
+
+
+def test_the_readme_names_things_that_exist() -> None:
+    import unalike
+
+    text = (ROOT / "README.md").read_text()
+    for name in re.findall(r"unalike\.([A-Za-z_]+)\(", text):
+        assert name in unalike.__all__
+    (code,) = blocks(ROOT / "README.md", "python")
+    compile(code, "README.md", "exec")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Role = Literal["train", "holdout"]
+MASK = "mask"  # the channel whose pixels are classes, not brightness; never compared unless asked for
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 TextArray = npt.NDArray[np.str_]

@@ -14,12 +14,11 @@ import numpy as np
 from unalike import folders
 from unalike.audit.settings import AuditSettings
 from unalike.cohort.build import prepare_cohort
-from unalike.cohort.recipes import MASK
 from unalike.cohort.settings import PrepareSettings
 from unalike.cohort.split import select_train_rows
 from unalike.cohort.store import ImageFolder, open_images
 from unalike.errors import InputError, SettingsError
-from unalike.records import IntArray, TextArray
+from unalike.records import MASK, IntArray, TextArray
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,12 @@ def prepare(
         Address of a Dask scheduler (tcp://host:8786) whose workers share the file system.
     """
     from unalike import folders
-    from unalike.cohort.build import plan_cohort, prepare_cohort
+    from unalike.cohort.build import describe_shared_subjects, plan_cohort, prepare_cohort
     from unalike.errors import InputError
 
-    plan_cohort(source=source, settings=settings, seed=seed)
+    plan, roles = plan_cohort(source=source, settings=settings, seed=seed)
+    for note in describe_shared_subjects(plan, roles):  # nothing is more important: it comes before all else
+        print(note, file=sys.stderr if json else sys.stdout, flush=True)
     show_settings(settings, dry_run=dry_run, json_out=json)
     if dry_run:
         return
@@ -64,8 +66,6 @@ def prepare(
     if json:
         print_json({"cohort": out} | dict(content))
         return
-    leaks = [note for note in content["notes"] if note.startswith("LEAK")]
-    others = [note for note in content["notes"] if note not in leaks]
     subjects = {role: len(set(cohort.column("subject")[cohort.rows(role)])) for role in ("train", "holdout")}
     images = {role: len(cohort.rows(role)) for role in subjects}
     summary = (
@@ -74,4 +74,4 @@ def prepare(
         f"holdout {images['holdout']} images of {subjects['holdout']} subjects"
     )
     skipped = [f"{content['skipped']} of {content['items']} items were skipped."] if content["skipped"] else []
-    print("\n".join([*leaks, summary, *others, *skipped]))
+    print("\n".join([summary, *content["notes"], *skipped]))

@@ -74,6 +74,16 @@ def plan_cohort(*, source: Path, settings: PrepareSettings, seed: int) -> tuple[
     return plan, _plan_roles(plan, settings, seed)
 
 
+def describe_shared_subjects(plan: Plan, roles: TextArray) -> list[str]:
+    """A warning if subjects stand on both sides of the planned split; nothing has to be read for it."""
+    sides = {role: {item.subject for item, own in zip(plan.items, roles, strict=True) if own == role} for role in roles}
+    held = sides.get("holdout", set())
+    shared = held & sides.get("train", set())
+    if not shared:
+        return []
+    return [f"LEAK: {len(shared)} of the {len(held)} holdout patients also occur in train. See below for what it means."]
+
+
 def as_settings(settings: PrepareSettings) -> dict[str, Any]:
     """Settings as the header keeps them."""
     return {name: getattr(settings, name) for name in settings.__dataclass_fields__}

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from unalike.cohort.settings import PrepareSettings
 from unalike.errors import InputError, PictureError, SettingsError
 from unalike.images import geometry, pictures, volumes
+from unalike.records import MASK
 
-MASK = "mask"
 # Names under which a label volume goes; it becomes the channel "mask".
 MASK_NAMES = frozenset({"seg", "mask", "label", "labels"})
 # The layouts of BraTS (subject_t1.nii.gz) and of the Medical Segmentation Decathlon (imagesTr/, labelsTr/).

@@ -16,9 +16,8 @@ import numpy.typing as npt
 from unalike.cohort.split import select_train_rows
 from unalike.cohort.store import ImageFolder, iterate_blocks
 from unalike.errors import SettingsError
-from unalike.records import IntArray, Pixels
+from unalike.records import MASK, IntArray, Pixels
 
-MASK = "mask"  # the channel whose pixels are classes, not brightness
 HELD_BYTES = 2 * 2**30  # training images below this stay in memory
 
 

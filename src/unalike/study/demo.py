@@ -23,7 +23,7 @@ from unalike.errors import FolderError
 from unalike.generators.diffusion.settings import DiffusionSettings
 from unalike.generators.runs import draw_samples, train_generator
 from unalike.images import volumes
-from unalike.records import Estimate, estimate_from_json
+from unalike.records import Estimate, as_json, estimate_from_json
 from unalike.report import write_report
 from unalike.study.settings import DemoSettings
 
@@ -67,6 +67,9 @@ def run_demo(
     settings, out = settings or DemoSettings(), Path(out)
     settings.check()
     if folders.kind_of(out) == "demo":
+        header = folders.read_header(out, kind="demo")
+        if (header.settings, header.seed) != (as_json(asdict(settings)), seed):
+            raise FolderError(f"{out} is a demo with other settings. Choose another --out or remove it.")
         return _read(out)
     folders.begin_folder(out, kind="demo", settings=asdict(settings) | {"seed": seed}, resumable=True)
     cohort = out / "cohort"

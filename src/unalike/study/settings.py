@@ -27,7 +27,7 @@ class DemoSettings:
     size: int = 32
     """Height and width of the images in pixels."""
 
-    steps: int = 700
+    steps: int = 800
     """Training steps of each diffusion model."""
 
     count: int = 128

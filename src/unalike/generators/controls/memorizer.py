@@ -16,9 +16,9 @@ import scipy.ndimage
 from safetensors.numpy import load_file, save_file
 
 from unalike import folders
-from unalike.generators.data import MASK, PixelScale, TrainImages
+from unalike.generators.data import PixelScale, TrainImages
 from unalike.generators.settings import DrawSettings, require
-from unalike.records import Pixels
+from unalike.records import MASK, Pixels
 from unalike.seeds import generator_for
 
 IMAGES = "training-images.safetensors"
