@@ -97,7 +97,7 @@ def test_damaged_headers_are_refused(tmp_path: Path, text: str, message: str) ->
 def test_the_wrong_kind_is_named(tmp_path: Path) -> None:
     folders.begin_folder(tmp_path / "run", kind="run", settings={})
     finish(tmp_path / "run")
-    with pytest.raises(FolderError, match="is a run folder, but a cohort"):
+    with pytest.raises(FolderError, match="is a folder of kind run"):
         folders.read_header(tmp_path / "run", kind="cohort")
     with pytest.raises(FolderError, match="does not exist"):
         folders.read_header(tmp_path / "nowhere", kind="cohort")

@@ -30,6 +30,8 @@ def map_in_order(
     ``processes`` picks processes instead of threads. ``scheduler`` is the address of a Dask scheduler
     (``tcp://host:8786``), whose workers must see the same files; it needs the extra ``unalike[cluster]``.
     """
+    if workers is not None and workers < 1:
+        raise SettingsError(f"--workers {workers}: give 1 or more.")
     with _executor(workers or os.cpu_count() or 1, processes, scheduler) as (submit, ahead):
         waiting: deque[Any] = deque()
         for item in items:

@@ -24,6 +24,7 @@ from unalike.records import as_json
 
 SCHEMA = 1
 UNFINISHED = "unfinished.json"
+LOCK = ".lock"
 HEADERS = {kind: f"{kind}.json" for kind in ("cohort", "run", "samples", "audit", "demo")}
 
 IMAGES = "images.zarr"
@@ -114,6 +115,7 @@ def begin_folder(out: Path, *, kind: str, settings: Mapping[str, Any], resumable
             found = read_json(marker)
             if found.get("kind") != kind:
                 raise FolderError(f"{out} is an unfinished {found.get('kind')}. Choose another --out.")
+            _lock(out)
             if resumable and found == wanted:
                 return True
             if resumable:
@@ -123,6 +125,7 @@ def begin_folder(out: Path, *, kind: str, settings: Mapping[str, Any], resumable
                 )
             _empty_folder(out)
         out.mkdir(parents=True, exist_ok=True)
+        _lock(out)
         write_json(out / UNFINISHED, wanted)
     except OSError as error:
         raise FolderError(f"{out} cannot be written ({error.strerror or error}). Choose another --out.") from error
@@ -154,6 +157,7 @@ def finish_folder(
     ordered = {key: document.pop(key) for key in ("kind", "schema", "made_by", "created")} | document
     write_json(out / HEADERS[kind], ordered)
     (out / UNFINISHED).unlink(missing_ok=True)
+    _unlock(out)
     return read_header(out, kind=kind)
 
 
@@ -166,17 +170,56 @@ def new_folder(out: Path, *, kind: str, settings: Mapping[str, Any]) -> Iterator
         yield
     except BaseException:
         _empty_folder(out)
+        _unlock(out)
         if not existed:
             shutil.rmtree(out, ignore_errors=True)
         raise
 
 
+_locks: dict[Path, int] = {}
+
+
+def _lock(out: Path) -> None:
+    """Hold ``out`` for this process until it is finished or the process ends; another writer is refused.
+
+    Advisory (flock), so it needs a system that has it; elsewhere nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    place = out.resolve()
+    if place in _locks:
+        return
+    descriptor = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise FolderError(f"{out} is being written by another unalike process. Wait for it.") from error
+    _locks[place] = descriptor
+
+
+def _unlock(out: Path) -> None:
+    descriptor = _locks.pop(out.resolve(), None)
+    if descriptor is not None:
+        (out / LOCK).unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 def _empty_folder(out: Path) -> None:
     for entry in out.iterdir():
+        if entry.name == LOCK:
+            continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether unalike made this folder, finished or not."""
+    return kind_of(folder) is not None or (folder / UNFINISHED).is_file()
 
 
 def kind_of(folder: Path) -> str | None:
@@ -198,7 +241,7 @@ def read_header(folder: Path, *, kind: str) -> Header:
     if not path.is_file():
         other = kind_of(folder)
         if other:
-            raise FolderError(f"{folder} is a {other} folder, but a {kind} folder is needed here.")
+            raise FolderError(f"{folder} is a folder of kind {other}, but one of kind {kind} is needed here.")
         if (folder / UNFINISHED).is_file():
             raise FolderError(f"{folder} is unfinished. Run the command that makes it again.")
         raise FolderError(f"{folder} is no {kind} folder ({path.name} is missing). Check the path.")

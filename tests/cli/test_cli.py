@@ -73,6 +73,10 @@ def test_configuration_files(make_pictures: Callable[..., Path], tmp_path: Path,
     assert "study.toml" in error
     config.write_text("[prepare\n")
     assert "study.toml" in refuse(capsys, 2, *arguments)
+    config.write_text("[preparre]\nsize = 16\n")
+    assert "preparre is no table" in refuse(capsys, 2, *arguments)
+    config.write_text("[train]\nsteps = 16\n")
+    assert "train.steps is no table" in refuse(capsys, 2, *arguments)
     assert "does not exist" in refuse(capsys, 2, "inspect", tmp_path, "--config", tmp_path / "none.toml")
     assert not (tmp_path / "c").exists()
 
@@ -109,7 +113,7 @@ def test_existing_and_foreign_outputs(
     assert "exists already" in refuse(capsys, 2, "prepare", source, "--out", tmp_path / "c")
     assert "no run folder" in refuse(capsys, 2, "sample", source, "--count", 3, "--out", tmp_path / "s")
     wrong = refuse(capsys, 2, "sample", tmp_path / "c", "--count", 3, "--out", tmp_path / "s")
-    assert "is a cohort folder, but a run" in wrong
+    assert "is a folder of kind cohort" in wrong
 
 
 def test_interruption_is_130(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,9 @@ def test_mixed_channels_sizes_and_depths(make_pictures: Callable[..., Path], tmp
     refuse(source, tmp_path / "c", PictureError, "z.png is 24×20, p0000_0.png is 24×24. Pass --size")
     Image.fromarray(random.integers(0, 65535, (24, 24), dtype=np.uint16)).save(source / "z.png")
     refuse(source, tmp_path / "c", PictureError, "z.png has 16 bits, p0000_0.png has 8. Pass --depth")
+    skipping = PrepareSettings(on_bad_file="skip")
+    skipped = prepare_cohort(source=source, out=tmp_path / "skipped", settings=skipping)
+    assert (len(skipped), skipped.header.content["skipped"]) == (6, 1)
     settings = PrepareSettings(size=24, color="gray", depth="8")
     assert len(prepare_cohort(source=source, out=tmp_path / "c", settings=settings)) == 7
 
@@ -154,3 +158,60 @@ def test_masks_must_hold_labels(make_volumes: Callable[..., Path], tmp_path: Pat
     refuse(source, tmp_path / "c", PictureError, "does not hold whole labels", recipe="nifti", size=14)
     nib.save(nib.Nifti1Image(np.full((12, 14, 6), 9, np.uint8), np.eye(4)), path)
     refuse(source, tmp_path / "c", PictureError, "label 9, which times --mask-scale", recipe="nifti", size=14)
+
+
+def test_channels_must_lie_on_one_grid(make_volumes: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_volumes()
+    path = source / "case01" / "case01_seg.nii.gz"
+    labels = np.asarray(nib.load(path).dataobj)
+    for affine in (np.diag([3.0, 1, 1, 1]), np.array([[1.0, 0, 0, 9], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])):
+        nib.save(nib.Nifti1Image(labels, affine), path)
+        refuse(source, tmp_path / "c", PictureError, "another grid than case01_t1", recipe="nifti", size=14)
+
+
+def test_absurd_spacings_do_not_shrink_everybody(make_volumes: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_volumes()
+    path = source / "case01" / "case01_t1.nii.gz"
+    image = nib.Nifti1Image(np.asarray(nib.load(path).dataobj), np.diag([1e6, 1, 1, 1]))
+    nib.save(image, path)
+    refuse(source, tmp_path / "c", PictureError, "voxel spacing", recipe="nifti", size=14)
+    skipping = PrepareSettings(recipe="nifti", size=14, holdout=0.4, on_bad_file="skip")
+    cohort = prepare_cohort(source=source, out=tmp_path / "d", settings=skipping)
+    assert (cohort.images[:, 0] > 0).any(axis=(1, 2)).all()
+    assert cohort.header.content["skipped"] == 1
+
+
+def test_file_names_that_are_not_text(make_pictures: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_pictures(subjects=3)
+    try:
+        (source / "p0000_0.png").rename(source / os.fsdecode(b"p\xff_0.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    assert len(prepare_cohort(source=source, out=tmp_path / "c")) == 6
+
+
+def test_hidden_files_and_our_own_folders_are_no_patients(make_pictures: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_pictures(subjects=4)
+    (source / ".trash").mkdir()
+    for name in (".trash/x.png", "._p.png"):
+        (source / name).write_bytes((source / "p0000_0.png").read_bytes())
+    first = prepare_cohort(source=source, out=source / "cohort")
+    Image.fromarray(np.zeros((24, 24), np.uint8)).save(first.path / "contact-sheet.png")
+    assert len(prepare_cohort(source=source, out=tmp_path / "second")) == 8
+
+
+def test_two_writers_do_not_destroy_each_other(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, time; from pathlib import Path; from unalike import folders;"
+        "folders.begin_folder(Path(sys.argv[1]), kind='cohort', settings={}); print('begun', flush=True);time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "c")], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"begun\n"
+        with pytest.raises(FolderError, match="being written by another"):
+            folders.begin_folder(tmp_path / "c", kind="cohort", settings={})
+        other.kill()
+    assert folders.begin_folder(tmp_path / "c", kind="cohort", settings={}) is False

@@ -226,7 +226,7 @@ def test_subsets_are_nested_and_hold_train_subjects_only(make_pictures: Callable
     assert len(few) == 8
     assert few != set(select_train_rows(cohort, subjects=4, seed=4))
     np.testing.assert_array_equal(select_train_rows(cohort, subjects=None, seed=0), cohort.rows("train"))
-    with pytest.raises(SettingsError, match="16 train subjects"):
+    with pytest.raises(SettingsError, match="give 1 to 16"):
         select_train_rows(cohort, subjects=17, seed=0)
 
 
@@ -274,3 +274,55 @@ def test_the_header_tells_how_it_was_made(make_pictures: Callable[..., Path], tm
     assert document["settings"]["size"] == 16
     assert document["seed"] == 5
     assert len(document["inputs"]["source"]) == 64
+
+
+def test_folders_that_name_patients_are_no_classes(make_pictures: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_pictures(subjects=6)
+    for path in sorted(source.iterdir()):
+        folder = source / f"Mueller_{path.name[:5]}"
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    cohort = prepare(source, tmp_path / "c", subject_pattern=r"^([^/]+)/")
+    assert set(cohort.column("label")) == {""}
+    assert any("were not taken as classes" in note for note in cohort.header.content["notes"])
+    for path in cohort.path.rglob("*"):
+        if path.is_file() and folders.PRIVATE not in path.parts:
+            assert b"Mueller" not in path.read_bytes()
+    named = prepare(source, tmp_path / "d", labels=False)
+    assert set(named.column("label")) == {""}
+
+
+def test_modalities_in_a_folder_per_patient(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for case in range(4):
+        (tmp_path / "v" / f"p{case}").mkdir(parents=True)
+        for name in ("t1", "flair"):
+            voxels = random.integers(0, 900, (8, 8, 3)).astype(np.int16)
+            nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "v" / f"p{case}" / f"{name}.nii.gz")
+    cohort = prepare(tmp_path / "v", tmp_path / "c", recipe="nifti", size=8)
+    assert cohort.channels == ("t1", "flair")
+    assert len(set(cohort.column("subject"))) == 4
+
+
+def test_damage_is_noticed(make_pictures: Callable[..., Path], tmp_path: Path) -> None:
+    from unalike.cohort.store import verify_images
+    from unalike.errors import FolderError
+
+    cohort = prepare(make_pictures(), tmp_path / "c")
+    verify_images(cohort)
+    chunk = cohort.path / folders.IMAGES / "c" / "0" / "0" / "0" / "0"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+    with pytest.raises(FolderError, match="image 0 was changed"):
+        verify_images(open_images(cohort.path))
+    chunk.write_bytes(whole[:5000])
+    with pytest.raises(FolderError, match="cut short"):
+        open_images(cohort.path)
+    chunk.unlink()
+    with pytest.raises(FolderError, match="missing"):
+        open_images(cohort.path)
+    chunk.write_bytes(whole)
+    with (cohort.path / folders.RECORDS).open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(FolderError, match=r"was changed|is damaged"):
+        open_images(cohort.path)

@@ -26,13 +26,15 @@ BEYOND = "beyond every holdout image"
 class Calibration:
     """P-values of the synthetic images and the rule by which they are flagged.
 
-    ``flagged`` (n,) are rejected by Benjamini–Hochberg at ``level``; ``beyond`` (n,) are closer to train than every
+    ``identical`` (n,) are, pixel for pixel, training images: a fact that needs no statistics. ``flagged`` (n,) are
+    those and the ones rejected by Benjamini–Hochberg at ``level``; ``beyond`` (n,) are closer to train than every
     holdout image, and ``chance_beyond`` is the chance of so many if nothing was copied. ``fewest_copies`` is the
     smallest number of copies among the n images that the rule can flag at all.
     """
 
     p_values: FloatArray
     q_values: FloatArray
+    identical: npt.NDArray[np.bool_]
     flagged: npt.NDArray[np.bool_]
     beyond: npt.NDArray[np.bool_]
     level: float
@@ -60,12 +62,24 @@ class Calibration:
             "certifies_single_image": self.certifies_single_image,
             "subjects_needed": self.subjects_needed,
             "fewest_copies": self.fewest_copies,
+            "identical": int(self.identical.sum()),
             "rule": BENJAMINI_HOCHBERG if self.can_flag else BEYOND,
         }
 
 
-def calibrate(synthetic: FloatArray, *, holdout: FloatArray, subjects: TextArray, level: float) -> Calibration:
-    """Calibrate highest similarities (n,) to train on those of holdout images (m,) with their subjects (m,)."""
+def calibrate(
+    synthetic: FloatArray,
+    *,
+    identical: npt.NDArray[np.bool_],
+    holdout: FloatArray,
+    subjects: TextArray,
+    level: float,
+) -> Calibration:
+    """Calibrate highest similarities (n,) to train on those of holdout images (m,) with their subjects (m,).
+
+    ``identical`` (n,) tells which images are pixel-identical to a training image; constant ones do not count.
+    """
+    identical = identical & np.isfinite(synthetic)
     defined = np.isfinite(holdout)
     count = len(np.unique(subjects[defined]))
     p_values = subject_p_values(synthetic, holdout=holdout, subjects=subjects)
@@ -78,7 +92,8 @@ def calibrate(synthetic: FloatArray, *, holdout: FloatArray, subjects: TextArray
         return Calibration(
             p_values=p_values,
             q_values=q_values,
-            flagged=q_values <= level,
+            identical=identical,
+            flagged=identical | (q_values <= level),
             beyond=beyond,
             level=level,
             holdout_subjects=count,

@@ -23,6 +23,7 @@ from unalike.audit.sets import ImageSet, Roles, choose_channels, open_roles
 from unalike.audit.settings import AuditSettings
 from unalike.audit.verdict import Verdict, reach_verdict
 from unalike.devices import pick_device
+from unalike.errors import SettingsError
 from unalike.records import Estimate, FloatArray, IntArray, as_json
 from unalike.seeds import generator_for
 from unalike.stats.intervals import estimate_difference, estimate_mean, estimate_share
@@ -66,6 +67,8 @@ def audit_samples(
     """
     settings = settings or AuditSettings()
     settings.check()
+    if seed < 0:
+        raise SettingsError(f"--seed {seed}: give a whole number from 0 on.")
     where = pick_device(device)
     paths = [Path(path) if path is not None else None for path in (against, train, holdout)]
     with (
@@ -84,6 +87,7 @@ def _audit(roles: Roles, out: Path, settings: AuditSettings, name: str, seed: in
     held = comparisons.get("holdout-train")
     calibration = calibration_room.calibrate(
         copied.highest,
+        identical=np.isin(roles.synthetic.digests, roles.train.digests),
         holdout=held.highest if held else np.empty(0),
         subjects=roles.holdout.subjects,
         level=settings.level,

@@ -29,6 +29,11 @@ class ImageSet:
     rows: IntArray
 
     @property
+    def digests(self) -> TextArray:
+        """Digest of each image's pixels."""
+        return self.folder.column("digest")[self.rows]
+
+    @property
     def subjects(self) -> TextArray:
         """Subject of each image."""
         return self.folder.column("subject")[self.rows]
@@ -169,8 +174,7 @@ def _distrust(roles: Roles) -> Roles:
     train, holdout = roles.train, roles.holdout
     subjects = holdout.subjects
     shared = np.isin(subjects, train.subjects)
-    digests = holdout.folder.column("digest")[holdout.rows]
-    twins = np.isin(digests, train.folder.column("digest")[train.rows]) & ~shared
+    twins = np.isin(holdout.digests, train.digests) & ~shared
     suspects = np.unique(subjects[twins])
     out = shared | np.isin(subjects, suspects)
     warnings = []
@@ -184,11 +188,30 @@ def _distrust(roles: Roles) -> Roles:
             f"{len(suspects)} holdout patients have an image that is pixel-identical to a train image: "
             "they were left out of the holdout."
         )
+    warnings += _distrust_shapes(roles)
+    if roles.synthetic.folder.header.kind == "cohort" and (roles.synthetic.folder.column("role") != "train").any():
+        warnings.append("The synthetic images are a cohort with a holdout of its own: are they real patients?")
     return replace(
         roles,
         holdout=ImageSet(holdout.folder, holdout.rows[~out]),
         warnings=(*warnings, *roles.warnings),
     )
+
+
+def _distrust_shapes(roles: Roles) -> list[str]:
+    """Pictures of another aspect ratio are padded differently, and a copy among them would not be found."""
+    synthetic, train = (images.folder.header for images in (roles.synthetic, roles.train))
+    if "aspect_ratios" not in synthetic.content or "aspect_ratios" not in train.content:
+        return []  # drawn by a generator of ours: the same shape by construction
+    if train.settings.get("fit") == "stretch":
+        return []
+    (low, high), (least, most) = synthetic.content["aspect_ratios"], train.content["aspect_ratios"]
+    if low >= 0.98 * least and high <= 1.02 * most:
+        return []
+    return [
+        f"The synthetic pictures are {low:.2f} to {high:.2f} times as wide as high, the train pictures {least:.2f} to "
+        f"{most:.2f}: fitted to one size, copies may no longer lie on top of each other. Consider --fit stretch."
+    ]
 
 
 def _check_fit(roles: Roles) -> None:

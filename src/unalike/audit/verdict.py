@@ -18,6 +18,8 @@ PLAIN_COPIES = ("none", "noise, sd 5 of 255")
 LEAST_POWER = 0.8
 # A change that alone makes so many innocent images look copied is worth a warning.
 MOST_SHAM = 0.05
+# A change that hides so many planted copies is named among the warnings.
+MOST_BLIND = 0.5
 
 
 @dataclass(frozen=True)
@@ -38,44 +40,54 @@ def reach_verdict(
     warnings: Sequence[str],
 ) -> Verdict:
     """Decide between ``copies found``, ``no copies found`` and ``cannot tell``."""
-    if calibration.holdout_subjects == 0:
-        return _without_holdout(warnings)
     decision, headline = _decide(calibration, exposed_subjects, power)
+    if calibration.holdout_subjects == 0:
+        uncalibrated = (
+            "UNCALIBRATED: there is no holdout subject. Prepare with --holdout 0.2, or pass --holdout FOLDER."
+        )
+        return Verdict(
+            decision=decision,
+            headline=headline,
+            reasons=("Similarities are reported, but no threshold on them can be defended.",),
+            warnings=(uncalibrated, *warnings),
+        )
     return Verdict(
         decision=decision,
         headline=headline,
-        reasons=(_rule(calibration), _beyond(calibration), _power(power)),
-        warnings=(*_too_few(calibration), *_doubt(power), *warnings),
+        reasons=(*_rule(calibration), _beyond(calibration), _power(power)),
+        warnings=(*_too_few(calibration), *_blind(power), *_doubt(power), *warnings),
     )
 
 
 def _decide(calibration: Calibration, exposed_subjects: int, power: Sequence[PowerRow]) -> tuple[Decision, str]:
-    flagged, total = int(calibration.flagged.sum()), len(calibration.flagged)
+    flagged, total = int(calibration.flagged.sum()), _count_defined(calibration)
     if flagged:
-        patients = "patient" if exposed_subjects == 1 else "patients"
-        found = (
-            f"{flagged} of {total} synthetic images are flagged as copies of {exposed_subjects} training {patients}."
-        )
-        return "copies found", found
+        return "copies found", _found(calibration, exposed_subjects)
+    if total == 0:
+        return "cannot tell", "Every synthetic image is constant, so none can be compared."
     subjects, level = calibration.holdout_subjects, calibration.level
+    if subjects == 0:
+        return "cannot tell", "Without holdout subjects, nothing says how similar a new patient would be."
     if not calibration.can_flag:
         least = int(np.ceil(1 / level - 1e-9)) - 1
         return "cannot tell", (
-            f"Cannot tell: {subjects} holdout subjects are too few to flag anything at an error rate of {level:g}; "
+            f"{count_of(subjects, 'holdout subject')} cannot certify any copy at an error rate of {level:g}; "
             f"at least {least} are needed."
         )
     beyond = int(calibration.beyond.sum())
-    if beyond and calibration.chance_beyond <= level:
+    if beyond and not calibration.certifies_single_image:
+        chance = calibration.chance_beyond
+        explained = f"more than chance explains (p = {chance:.2g})" if chance <= level else "as chance may do"
         return "cannot tell", (
-            f"Cannot tell: {beyond} of {total} images are closer to train than every holdout image, more than chance "
-            f"explains (p = {calibration.chance_beyond:.2g}), but {subjects} holdout subjects cannot certify which."
+            f"{beyond} of {total} images come closer to train than every holdout image, {explained}, and "
+            f"{count_of(subjects, 'holdout subject')} cannot certify which are copies. Look at the pairs."
         )
     weakest = _weakest(power)
     if weakest is None:
-        return "cannot tell", "Cannot tell: nothing was flagged, but the power was not measured."
+        return "cannot tell", "Nothing was flagged, but the power was not measured."
     if weakest.planted.value < LEAST_POWER:
         return "cannot tell", (
-            f"Cannot tell: nothing was flagged, but only {weakest.planted.value:.0%} of planted copies "
+            f"Nothing was flagged, but only {weakest.planted.value:.0%} of planted copies "
             f"(change: {weakest.change}) would have been closer to train than every holdout image."
         )
     return "no copies found", (
@@ -84,28 +96,36 @@ def _decide(calibration: Calibration, exposed_subjects: int, power: Sequence[Pow
     )
 
 
-def _without_holdout(warnings: Sequence[str]) -> Verdict:
-    return Verdict(
-        "cannot tell",
-        "Cannot tell: without holdout subjects, nothing says how similar a new patient would be.",
-        ("Similarities are reported, but no threshold on them can be defended.",),
-        (
-            "UNCALIBRATED: there is no holdout subject. Prepare with --holdout 0.2, or pass --holdout FOLDER.",
-            *warnings,
-        ),
-    )
+def _found(calibration: Calibration, exposed_subjects: int) -> str:
+    flagged, identical = int(calibration.flagged.sum()), int(calibration.identical.sum())
+    total = len(calibration.flagged)
+    patients = count_of(exposed_subjects, "training patient")
+    verb = "is flagged as a copy" if flagged == 1 else "are flagged as copies"
+    same = f" {identical} of them pixel for pixel." if identical else ""
+    return f"{flagged} of {count_of(total, 'synthetic image')} {verb} of {patients}.{same}"
 
 
-def _rule(calibration: Calibration) -> str:
-    return (
-        f"Of the flagged images, at most {calibration.level:.0%} are expected to be false alarms "
-        f"(Benjamini–Hochberg over p-values calibrated on {calibration.holdout_subjects} holdout subjects; "
+def count_of(number: int, noun: str) -> str:
+    """A number with its noun: 1 subject, 2 subjects."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _count_defined(calibration: Calibration) -> int:
+    return int(np.isfinite(calibration.p_values).sum())
+
+
+def _rule(calibration: Calibration) -> list[str]:
+    if not calibration.can_flag:
+        return []
+    return [
+        f"Flagging keeps the expected share of false alarms at or below {calibration.level:.0%} (Benjamini–Hochberg "
+        f"over p-values calibrated on {count_of(calibration.holdout_subjects, 'holdout subject')}; "
         f"the smallest possible p-value is {calibration.smallest_p:.2g})."
-    )
+    ]
 
 
 def _beyond(calibration: Calibration) -> str:
-    defined = int(np.isfinite(calibration.p_values).sum())
+    defined = _count_defined(calibration)
     return (
         f"{int(calibration.beyond.sum())} of {defined} images are closer to a training image than every holdout "
         f"image is (correlation above {calibration.highest_holdout:.3f}); about "
@@ -123,7 +143,7 @@ def _too_few(calibration: Calibration) -> list[str]:
         else "none can be flagged"
     )
     return [
-        f"{subjects} holdout subjects cannot certify a single copy among {total} images: {least}; "
+        f"{count_of(subjects, 'holdout subject')} cannot certify a single copy among {total} images: {least}; "
         f"{calibration.subjects_needed} holdout subjects would do for one. Images closer than every holdout image "
         "are listed as well."
     ]
@@ -139,6 +159,14 @@ def _power(power: Sequence[PowerRow]) -> str:
         return "The power was not measured, so an absence of flags means little."
     caught = "; ".join(f"{row.change}: {row.planted.value:.0%}" for row in power)
     return f"Planted copies that are closer to train than every holdout image, by what was changed: {caught}."
+
+
+def _blind(power: Sequence[PowerRow]) -> list[str]:
+    """Changes by which a copy escapes: nothing may be concluded about copies changed like that."""
+    missed = [f"{row.change} ({row.planted.value:.0%} found)" for row in power if row.planted.value < MOST_BLIND]
+    if not missed:
+        return []
+    return [f"Blind to copies changed in these ways: {'; '.join(missed)}."]
 
 
 def _doubt(power: Sequence[PowerRow]) -> list[str]:

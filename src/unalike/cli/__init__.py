@@ -26,6 +26,7 @@ from unalike.cli.sample import sample
 from unalike.cli.train import train
 from unalike.errors import SettingsError, UnalikeError
 
+_COMMANDS = (demo, prepare, inspect, sample, audit, report, phantom)
 _EPILOGUE = (
     "With any command: --debug shows where an error came from; --config FILE takes settings from a TOML file "
     "with one table per command ([prepare], [train.diffusion], …), over which flags win."
@@ -42,7 +43,8 @@ def build_app(config: Path | None = None) -> App:
         config=() if config is None else (Toml(config, must_exist=True),),
         suppress_keyboard_interrupt=False,
     )
-    for command in (demo, prepare, inspect, train, sample, audit, report, phantom):
+    app.command(train)
+    for command in _COMMANDS:
         app.command(command)
     return app
 
@@ -70,11 +72,17 @@ def _split_global(arguments: Sequence[str]) -> tuple[list[str], bool, Path | Non
 
 def _check_toml(config: Path) -> None:
     try:
-        tomllib.loads(config.read_text(encoding="utf-8"))
+        tables = tomllib.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"--config {config} does not exist or cannot be read. Check the path.") from error
     except ValueError as error:
         raise SettingsError(f"--config {config} is no TOML file ({error}). Mend it.") from error
+    names = {function.__name__ for function in _COMMANDS} | {"train"}
+    kinds = {"diffusion", "gaussian", "memorizer"}
+    unknown = [name for name, table in tables.items() if name not in names or not isinstance(table, dict)]
+    unknown += [f"train.{name}" for name in tables.get("train", {}) if name not in kinds]
+    if unknown:
+        raise SettingsError(f"--config {config}: {', '.join(unknown)} is no table of a command, such as [prepare].")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -88,8 +96,9 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(str(error), 2, debug)
     except UnalikeError as error:
         return _fail(str(error), error.exit_code, debug)
-    except KeyboardInterrupt:
-        return _fail("interrupted. What was finished stays; repeat the command to go on.", 130, debug)
+    except KeyboardInterrupt as interrupt:
+        known = "repeat the command: train, sample and demo go on, the others begin again."
+        return _fail(f"interrupted; {str(interrupt) or known}", 130, debug)
     except BrokenPipeError:  # the reader (head, less) went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

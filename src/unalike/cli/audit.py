@@ -44,9 +44,13 @@ def audit(
         Title of the audit in reports; default the name of the synthetic folder.
     """
     from unalike.audit.run import audit_samples
+    from unalike.errors import FolderError
     from unalike.report import write_report
 
     settings.check()
+    for path in (synthetic, against, train, holdout):
+        if path is not None and not path.exists():
+            raise FolderError(f"{path} does not exist. Check the path.")
     show_settings(settings, dry_run=dry_run, json_out=json)
     if dry_run:
         return
@@ -61,7 +65,10 @@ def audit(
         seed=seed,
         device=device,
     )
-    page = write_report(out)
+    try:
+        page = write_report(out)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"the audit is finished; its report is made by: unalike report {out}") from interrupt
     if json:
         print_json(as_json(result) | {"report": page})
         return

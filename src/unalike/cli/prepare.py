@@ -51,6 +51,8 @@ def prepare(
         return
     if key is not None and not key.is_file():
         raise InputError(f"--key {key} does not exist. Check the path.")
+    if key is not None and not key.read_bytes():
+        raise InputError(f"--key {key} is empty. Give a file of at least a few random bytes.")
     cohort = prepare_cohort(
         source=source,
         out=out,

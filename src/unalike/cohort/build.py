@@ -53,7 +53,7 @@ def prepare_cohort(
     settings = settings or PrepareSettings()
     plan, roles = plan_cohort(source=source, settings=settings, seed=seed)
     with folders.new_folder(out, kind="cohort", settings=as_settings(settings)):
-        key = key or secrets.token_bytes(32)
+        key = secrets.token_bytes(32) if key is None else key
         content, digest = _write_images(plan, roles, out, settings, key, workers, scheduler)
         folders.finish_folder(
             out,
@@ -69,6 +69,8 @@ def prepare_cohort(
 def plan_cohort(*, source: Path, settings: PrepareSettings, seed: int) -> tuple[Plan, TextArray]:
     """What would be prepared: the recipe's plan and the role of each item. Raises as `prepare_cohort` does."""
     settings.check()
+    if seed < 0:
+        raise SettingsError(f"--seed {seed}: give a whole number from 0 on.")
     planner, _ = recipes.find_recipe(settings.recipe)
     plan = planner(source, settings)
     return plan, _plan_roles(plan, settings, seed)
@@ -81,7 +83,9 @@ def describe_shared_subjects(plan: Plan, roles: TextArray) -> list[str]:
     shared = held & sides.get("train", set())
     if not shared:
         return []
-    return [f"LEAK: {len(shared)} of the {len(held)} holdout patients also occur in train. See below for what it means."]
+    return [
+        f"LEAK: {len(shared)} of the {len(held)} holdout patients also occur in train. See below for what it means."
+    ]
 
 
 def as_settings(settings: PrepareSettings) -> dict[str, Any]:
@@ -113,12 +117,22 @@ def _write_images(
     writer: ImageWriter | None = None
     skipped: list[BadFile] = []
     pairs: list[tuple[Item, str]] = []  # (item, role) of each image written
+    aspects: list[float] = []
+    first = plan.items[0]  # the item that sets channels, size and depth
     hasher = hashlib.sha256()
     for item, role, loaded in _load_all(plan, roles, settings, workers, scheduler):
         if isinstance(loaded, BadFile):
             skipped.append(loaded)
             continue
+        if writer is not None:
+            odd = _find_odd(loaded, writer, item, first)
+            if odd and settings.on_bad_file == "error":
+                raise PictureError(odd)
+            if odd:
+                skipped.append(BadFile(item.source, odd))
+                continue
         hasher.update(loaded.digest.encode())
+        aspects.append(loaded.aspect)
         for image, index in zip(loaded.images, loaded.slices, strict=True):
             if writer is None:
                 channels = plan.channels or channel_names(len(image))
@@ -126,7 +140,6 @@ def _write_images(
                     out, channels=channels, height=image.shape[1], width=image.shape[2], dtype=image.dtype
                 )
                 first = item
-            _check_alike(image, writer, item, first)
             writer.append(
                 image,
                 {
@@ -149,6 +162,7 @@ def _write_images(
         "leaks": leaks,
         "skipped": len(skipped),
         "items": len(plan.items),
+        "aspect_ratios": [min(aspects), max(aspects)],
     }, hasher.hexdigest()
 
 
@@ -176,22 +190,24 @@ def _load_all(
             progress.advance()
 
 
-def _check_alike(image: Any, writer: ImageWriter, item: Item, first: Item) -> None:
-    wanted = (len(writer.channels), writer.height, writer.width)
-    if image.shape[0] != wanted[0]:
-        raise PictureError(
-            f"{item.source} has {image.shape[0]} channels, {first.source} has {wanted[0]}. Pass --color gray or rgb."
-        )
-    if image.shape != wanted:
-        raise PictureError(
-            f"{item.source} is {image.shape[2]}×{image.shape[1]}, "
-            f"{first.source} is {wanted[2]}×{wanted[1]}. Pass --size."
-        )
-    if image.dtype != writer.dtype:
-        raise PictureError(
-            f"{item.source} has {image.dtype.itemsize * 8} bits, {first.source} has {writer.dtype.itemsize * 8}. "
-            "Pass --depth 8 or 16."
-        )
+def _find_odd(loaded: Loaded, writer: ImageWriter, item: Item, first: Item) -> str:
+    """What is wrong with an item whose images do not fit those of the ``first``; "" if they do."""
+    channels, height, width = len(writer.channels), writer.height, writer.width
+    for image in loaded.images:
+        if image.shape[0] != channels:
+            return (
+                f"{item.source} has {image.shape[0]} channels, {first.source} has {channels}. Pass --color gray or rgb."
+            )
+        if image.shape[1:] != (height, width):
+            return (
+                f"{item.source} is {image.shape[2]}×{image.shape[1]}, {first.source} is {width}×{height}. Pass --size."
+            )
+        if image.dtype != writer.dtype:
+            return (
+                f"{item.source} has {image.dtype.itemsize * 8} bits, {first.source} has {writer.dtype.itemsize * 8}. "
+                "Pass --depth 8 or 16."
+            )
+    return ""
 
 
 def _nothing_left(plan: Plan, skipped: Sequence[BadFile], settings: PrepareSettings) -> str:
@@ -276,3 +292,5 @@ def _write_private(out: Path, key: bytes, plan: Plan, skipped: Sequence[BadFile]
     with os.fdopen(os.open(private / folders.KEY, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as stream:
         stream.write(key)
     folders.write_json(private / folders.SKIPPED, [vars(bad) for bad in skipped])
+    for path in private.iterdir():
+        path.chmod(0o600)

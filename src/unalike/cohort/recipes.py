@@ -7,15 +7,17 @@ loading can run in parallel. `RECIPES` maps each name to its two functions.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from unalike import folders
 from unalike.cohort.settings import PrepareSettings
 from unalike.errors import InputError, PictureError, SettingsError
 from unalike.images import geometry, pictures, volumes
@@ -23,8 +25,9 @@ from unalike.records import MASK
 
 # Names under which a label volume goes; it becomes the channel "mask".
 MASK_NAMES = frozenset({"seg", "mask", "label", "labels"})
-# The layouts of BraTS (subject_t1.nii.gz) and of the Medical Segmentation Decathlon (imagesTr/, labelsTr/).
+# Known layouts: BraTS (subject_t1.nii.gz), its like (subject/t1.nii.gz), the Medical Segmentation Decathlon.
 _BRATS = re.compile(r"(?P<subject>[^/]+)_(?P<channel>t1ce|t1gd|t1|t2|flair|seg|mask|label)\.nii(\.gz)?$", re.I)
+_FOLDER_PER_SCAN = re.compile(r"(?P<subject>.+)/(?P<channel>t1ce|t1gd|t1|t2|flair|seg|mask|label)\.nii(\.gz)?$", re.I)
 _DECATHLON = re.compile(r"(^|/)(?P<channel>images|labels)T[rs]/(?P<subject>[^/]+?)\.nii(\.gz)?$")
 _TRAIN_NAMES = frozenset({"train", "training"})
 _HELD_NAMES = frozenset({"test", "testing", "val", "valid", "validation"})
@@ -61,6 +64,7 @@ class Loaded:
     images: tuple[npt.NDArray[Any], ...]
     slices: tuple[int, ...]
     digest: str
+    aspect: float  # width by height of the source, before it was fitted
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,25 @@ def _walk(source: Path, suffixes: tuple[str, ...] | frozenset[str]) -> list[Path
     found = [
         path
         for path in source.rglob("*")
-        if path.name.lower().endswith(tuple(suffixes)) and not path.name.startswith(".") and path.is_file()
+        if path.name.lower().endswith(tuple(suffixes)) and path.is_file() and not _is_foreign(path, source)
     ]
     if not found:
         wanted = ", ".join(sorted(suffixes))
         raise InputError(f"{source} holds no {wanted} file. Check the path and --recipe.")
     return sorted(found)
+
+
+def _is_foreign(path: Path, source: Path) -> bool:
+    """Whether a file is hidden (".trash/x.png", "._x.png") or lies in a folder that unalike made."""
+    inside = path.relative_to(source)
+    if any(part.startswith(".") for part in inside.parts):
+        return True
+    return any(folders.is_ours(source / parent) for parent in inside.parents)
+
+
+def _name(path: Path, source: Path) -> str:
+    """Path below the source as text that any file can hold, also where a file name is not UTF-8."""
+    return os.fsencode(path.relative_to(source).as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _compile(pattern: str | None, option: str) -> re.Pattern[str] | None:
@@ -120,19 +137,37 @@ def plan_folder(source: Path, settings: PrepareSettings) -> Plan:
     pattern = _compile(settings.subject_pattern, "--subject-pattern")
     items = []
     for path in _walk(source, pictures.SUFFIXES):
-        inside = path.relative_to(source)
-        folders = [part for part in inside.parts[:-1] if not _published((part,))]
+        inside = _name(path, source)
+        parents = inside.split("/")[:-1]
+        classes = [part for part in parents if not _published((part,))]
         items.append(
             Item(
-                source=inside.as_posix(),
-                subject=_named(pattern, inside.as_posix(), "--subject-pattern") if pattern else inside.as_posix(),
-                label=folders[-1] if folders else "",
-                published=_published(inside.parts[:-1]),
+                source=inside,
+                subject=_named(pattern, inside, "--subject-pattern") if pattern else inside,
+                label=classes[-1] if classes and settings.labels else "",
+                published=_published(tuple(parents)),
                 files=(("picture", path),),
             )
         )
-    notes = () if pattern else (_ASSUMED.format(what="file"),)
-    return Plan(items=tuple(items), channels=(), notes=notes)
+    items, notes = _hide_names(items)
+    if pattern is None:
+        notes.append(_ASSUMED.format(what="file"))
+    return Plan(items=tuple(items), channels=(), notes=tuple(notes))
+
+
+def _hide_names(items: list[Item]) -> tuple[list[Item], list[str]]:
+    """Take the labels away if they name patients: one folder per patient is a common layout, and no class."""
+    owners: dict[str, set[str]] = {}
+    for item in items:
+        owners.setdefault(item.label, set()).add(item.subject)
+    labels = set(owners) - {""}
+    if not labels:
+        return items, []
+    if len(labels) > 1 and all(len(owners[label]) == 1 for label in labels):
+        note = "The folder names were not taken as classes, because each belongs to one patient and may name them."
+        return [replace(item, label="") for item in items], [note]
+    shown = ", ".join(sorted(labels)[:6]) + (", …" if len(labels) > 6 else "")
+    return items, [f"The folder names are the classes: {shown}. If they name patients, pass --no-labels."]
 
 
 _ASSUMED = (
@@ -145,18 +180,20 @@ def load_folder(item: Item, _: Plan, settings: PrepareSettings) -> Loaded:
     """Read one picture and bring it to colour, depth and size."""
     path = item.files[0][1]
     image = pictures.read_picture(path, color=settings.color)
+    aspect = image.shape[2] / image.shape[1]
     if settings.depth != "auto":
         image = pictures.change_depth(image, int(settings.depth))
     if settings.size is not None:
         image = np.stack([geometry.fit_plane(plane, settings.size, fit=settings.fit) for plane in image])
-    return Loaded(images=(image,), slices=(-1,), digest=hashlib.sha256(path.read_bytes()).hexdigest())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Loaded(images=(image,), slices=(-1,), digest=digest, aspect=aspect)
 
 
 def _subject_and_channel(
     path: str, subjects: re.Pattern[str] | None, channels: re.Pattern[str] | None
 ) -> tuple[str, str]:
     """Scan and channel of a NIfTI path, by the user's patterns or by the two well-known layouts."""
-    known = _BRATS.search(path) or _DECATHLON.search(path)
+    known = _BRATS.search(path) or _DECATHLON.search(path) or _FOLDER_PER_SCAN.search(path)
     if channels:
         channel = _named(channels, path, "--channel-pattern")
     else:
@@ -180,11 +217,11 @@ def plan_nifti(source: Path, settings: PrepareSettings) -> Plan:
     channel_pattern = _compile(settings.channel_pattern, "--channel-pattern")
     scans: dict[str, dict[str, Path]] = {}
     for path in _walk(source, volumes.SUFFIXES):
-        inside = path.relative_to(source).as_posix()
+        inside = _name(path, source)
         subject, channel = _subject_and_channel(inside, subject_pattern, channel_pattern)
         if channel in scans.setdefault(subject, {}):
             raise InputError(
-                f"{inside} and {scans[subject][channel].relative_to(source)} are both the {channel} of {subject}. "
+                f"{inside} and {_name(scans[subject][channel], source)} are both the {channel} of {subject}. "
                 "Tell them apart with --subject-pattern or --channel-pattern."
             )
         scans[subject][channel] = path
@@ -193,7 +230,7 @@ def plan_nifti(source: Path, settings: PrepareSettings) -> Plan:
     channels = _choose_channels(settings.channels, found, has_mask)
     items = tuple(
         Item(
-            source=min(files.values()).relative_to(source).as_posix(),
+            source=_name(min(files.values()), source),
             subject=subject,
             label="",
             published=_published(min(files.values()).relative_to(source).parts[:-1]),
@@ -241,6 +278,7 @@ def load_nifti(item: Item, plan: Plan, settings: PrepareSettings) -> Loaded:
     if missing:
         raise PictureError(f"{item.source}: no {', '.join(missing)} volume. Add it or pass --on-bad-file skip.")
     stacks: list[npt.NDArray[np.uint8]] = []
+    grids: list[volumes.Volume] = []
     spacing, hasher = (1.0, 1.0), hashlib.sha256()
     for channel, path in item.files:
         volume = volumes.read_volume(path)
@@ -248,16 +286,17 @@ def load_nifti(item: Item, plan: Plan, settings: PrepareSettings) -> Loaded:
         voxels = _scale_mask(volume.voxels, path, settings) if channel == MASK else None
         if voxels is None:
             voxels = volumes.scale_intensity(volume.voxels, percentiles=settings.percentiles)
-        stack, spacing = volumes.slice_volume(volumes.Volume(voxels.astype(np.float32), volume.spacing), settings.axis)
-        if stacks and stack.shape != stacks[0].shape:
+        stack, spacing = volumes.slice_volume(replace(volume, voxels=voxels.astype(np.float32)), settings.axis)
+        grids.append(volume)
+        if not volumes.same_grid(volume, grids[0]):
             raise PictureError(
-                f"{path} has another shape than {item.files[0][1].name}: the channels must lie on one grid. "
+                f"{path} lies on another grid than {item.files[0][1].name} (shape, spacing or position). "
                 "Resample them or pass --on-bad-file skip."
             )
         stacks.append(stack.astype(np.uint8))
     kept = _choose_slices(np.stack(stacks, axis=1), plan.channels, settings)
     images = tuple(_fit_slice(image, spacing, plan, settings) for _, image in kept)
-    return Loaded(images=images, slices=tuple(index for index, _ in kept), digest=hasher.hexdigest())
+    return Loaded(images=images, slices=tuple(index for index, _ in kept), digest=hasher.hexdigest(), aspect=1.0)
 
 
 def _scale_mask(labels: npt.NDArray[np.float32], path: Path, settings: PrepareSettings) -> npt.NDArray[np.uint8]:

@@ -33,8 +33,11 @@ class PrepareSettings:
     subject_pattern: str | None = None
     """Regular expression over the path below SOURCE whose first group (or whole match) names the patient."""
 
+    labels: bool = True
+    """Pictures: take the innermost folder name as the class; --no-labels if folder names identify patients."""
+
     on_bad_file: OnBadFile = "error"
-    """Stop at the first file that cannot be read, or skip such files and list them."""
+    """Stop at the first file that cannot be read or does not fit the others, or skip such files and list them."""
 
     fit: Fit = "pad"
     """Reach --size by padding with zeros (aspect kept), stretching, or cropping."""

@@ -49,6 +49,6 @@ def select_train_rows(cohort: ImageFolder, *, subjects: int | None, seed: int) -
     _, first = np.unique(column, return_index=True)
     names = column[np.sort(first)]
     if not 1 <= subjects <= len(names):
-        raise SettingsError(f"--subjects {subjects}: the cohort has {len(names)} train subjects.")
+        raise SettingsError(f"--subjects {subjects}: give 1 to {len(names)}, the train subjects of the cohort.")
     chosen = generator_for(seed, "train-subjects").permutation(names)[:subjects]
     return rows[np.isin(column, chosen)]

@@ -117,11 +117,38 @@ def open_images(path: str | Path, *, kind: str = "cohort") -> ImageFolder:
         records = pq.read_table(path / folders.RECORDS, schema=SCHEMA)
         opened = ImageFolder(path=path, header=header, records=records)
         shape = tuple(opened.images.shape)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        wanted = (len(opened), len(opened.channels), *opened.size)
+        same_depth = opened.images.dtype == opened.dtype
+        recorded = opened.header.content["records_digest"]
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise FolderError(f"{path} is damaged ({error}). Make the folder again.") from error
-    if shape != (len(opened), len(opened.channels), *opened.size):
+    if shape != wanted or not same_depth:
         raise FolderError(f"{path} is damaged: {shape} images for {len(opened)} records. Make the folder again.")
+    if folders.digest_file(path / folders.RECORDS) != recorded:
+        raise FolderError(f"{path / folders.RECORDS} was changed since it was made. Make the folder again.")
+    _check_chunks(opened)
     return opened
+
+
+def _check_chunks(opened: ImageFolder) -> None:
+    """Every chunk is there and whole: zarr reads a missing one as black images. Uncompressed chunks have one size."""
+    size = int(np.prod(opened.images.chunks)) * opened.dtype.itemsize
+    for index in range(-(-len(opened) // int(opened.images.chunks[0]))):
+        chunk = opened.path / folders.IMAGES / "c" / str(index) / "0" / "0" / "0"
+        if not chunk.is_file() or chunk.stat().st_size != size:
+            raise FolderError(f"{chunk} is missing or cut short. Make {opened.path} again.")
+
+
+def verify_images(opened: ImageFolder) -> None:
+    """Compare every image with the digest in its record; reads all pixels.
+
+    Raises `FolderError` naming the first image that was changed.
+    """
+    digests = opened.column("digest")
+    for first, block in iterate_blocks(opened, np.arange(len(opened), dtype=np.int64)):
+        for index, image in enumerate(block, start=first):
+            if digest_pixels(image) != digests[index]:
+                raise FolderError(f"{opened.path}: image {index} was changed since it was made. Make the folder again.")
 
 
 def digest_pixels(image: Pixels) -> str:
@@ -158,6 +185,7 @@ class ImageWriter:
             chunks=(self.chunk, len(self.channels), height, width),
             dtype=dtype,
             compressors=None,
+            config={"write_empty_chunks": True},  # a missing chunk must mean damage, not a run of black images
             overwrite=True,
         )
         self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}

@@ -150,7 +150,7 @@ def draw_samples(
     settings = resolve_settings(family.draw_settings, settings)
     _check_seed("first_seed", first_seed)
     if count < 1:
-        raise SettingsError(f"count = {count}: draw at least 1 sample.")
+        raise SettingsError(f"--count {count}: draw at least 1 sample.")
     if _digest_model(run) != content["model_digest"]:
         raise FolderError(f"{run / folders.MODEL} is not the model that {header.path.name} describes. Train it again.")
     sampler = family.open(run, content=content, settings=settings, device=device)
@@ -229,5 +229,5 @@ def _digest_model(run: Path) -> str:
 
 
 def _check_seed(name: str, seed: int) -> None:
-    if seed < 0:
-        raise SettingsError(f"{name} = {seed}: give a whole number from 0 on.")
+    if not 0 <= seed < 2**62:
+        raise SettingsError(f"--{name.replace('_', '-')} {seed}: give a whole number from 0 to below 2 to the 62.")

@@ -68,10 +68,14 @@ def _read_with_pillow(path: Path) -> Pixels:
             return np.asarray(picture.convert("L"))[None]
         if picture.mode == "F":
             raise PictureError(f"{path} holds floating-point pixels. Save it with 8 or 16 bits.")
+        had_alpha = "A" in picture.mode or "transparency" in picture.info
         if "A" in picture.mode or "transparency" in picture.info:
             picture = _drop_alpha(path, picture)
+        plain = picture.mode in {"RGB", "CMYK", "YCbCr", "LAB", "HSV"} and not had_alpha
         gray = picture.mode in {"L", "LA"}
         array = np.asarray(picture.convert("L" if gray else "RGB"))
+        if not plain and not gray and (array == array[..., :1]).all():
+            return np.ascontiguousarray(array[None, :, :, 0])  # a palette of grays, or gray saved with alpha
         return array[None] if gray else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
@@ -95,8 +99,15 @@ def _read_tiff(path: Path) -> Pixels:
             raise PictureError(f"{path} holds {len(tiff.pages)} pages. Save each as a file of its own.")
         page: Any = tiff.pages[0]
         _refuse_huge(path, page.imagelength, page.imagewidth)
-        array = page.asarray()
         photometric = int(page.photometric)
+        try:
+            array = page.asarray()
+        except ValueError as error:
+            if "imagecodecs" in str(error):  # LZW, JPEG and their like: Pillow decodes them
+                return _read_with_pillow(path)
+            raise
+        if array.ndim == 3 and int(page.planarconfig) == 2:
+            array = array.transpose(1, 2, 0)
     if photometric not in {0, 1, 2, 6}:
         return _read_with_pillow(path)  # palette, CMYK: Pillow converts them
     array = _as_unsigned(path, array)

@@ -20,14 +20,22 @@ SUFFIXES = (".nii", ".nii.gz")
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 # 2³¹ voxels of float32 are 8 GiB: more is a damaged header or needs a larger machine.
 LARGEST_VOLUME = 2**31
+# Millimetres. Beyond is a header in other units or a damaged one, and would shrink everybody else's images.
+SMALLEST_SPACING, LARGEST_SPACING = 0.005, 50.0
 
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels (X, Y, Z) in RAS orientation, float32, and their spacing in millimetres."""
+    """Voxels (X, Y, Z) in RAS orientation, float32, their spacing in millimetres, and the affine (4, 4)."""
 
     voxels: npt.NDArray[np.float32]
     spacing: tuple[float, float, float]
+    affine: npt.NDArray[np.float64]
+
+
+def same_grid(a: Volume, b: Volume) -> bool:
+    """Whether two volumes have the same shape, spacing and place (to a hundredth of a millimetre)."""
+    return a.voxels.shape == b.voxels.shape and np.allclose(a.affine, b.affine, atol=1e-2, rtol=0)
 
 
 def _load(path: Path) -> Any:
@@ -43,7 +51,12 @@ def _load(path: Path) -> Any:
             )
         if min(shape) < 1 or math.prod(shape) > LARGEST_VOLUME:
             raise PictureError(f"{path} announces {shape} voxels. Remove the file or pass --on-bad-file skip.")
-        return nib.as_closest_canonical(image)
+        if np.issubdtype(image.get_data_dtype(), np.complexfloating):
+            raise PictureError(f"{path} holds complex voxels. Save their magnitude.")
+        image = nib.as_closest_canonical(image)
+        if not all(SMALLEST_SPACING <= step <= LARGEST_SPACING for step in _spacing(image)):
+            raise PictureError(f"{path} gives a voxel spacing of {_spacing(image)} mm. Mend its header.")
+        return image
     except PictureError:
         raise
     except Exception as error:  # nibabel, gzip and zlib each raise their own on damaged files
@@ -78,7 +91,7 @@ def read_volume(path: Path) -> Volume:
         raise PictureError(_unreadable(path, error)) from error
     if not np.isfinite(voxels).all():
         raise PictureError(f"{path} holds NaN or infinite voxels. Clean it or pass --on-bad-file skip.")
-    return Volume(voxels=voxels, spacing=_spacing(image))
+    return Volume(voxels=voxels, spacing=_spacing(image), affine=np.asarray(image.affine, dtype=np.float64))
 
 
 def slice_volume(volume: Volume, axis: Axis) -> tuple[npt.NDArray[np.float32], tuple[float, float]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unalike import folders
-from unalike.cohort.store import ImageFolder, open_images
+from unalike.cohort.store import ImageFolder, open_images, verify_images
 from unalike.errors import FolderError
 from unalike.images.contact import draw_contact_sheet
 from unalike.records import IntArray
@@ -37,11 +37,13 @@ def inspect_folder(folder: str | Path, *, sheet: str | Path | None = None) -> di
         "seed": header.seed,
     }
     if kind in {"cohort", "samples"}:
-        facts |= _describe_images(open_images(folder, kind=kind), Path(sheet) if sheet else None)
+        opened = open_images(folder, kind=kind)
+        verify_images(opened)
+        facts |= _describe_images(opened, Path(sheet) if sheet else None)
     elif kind == "audit":
         content = header.content
         facts |= {
-            "verdict": f"{content['verdict']['decision']}: {content['verdict']['headline']}",
+            "verdict": f"{content['verdict']['decision']}. {content['verdict']['headline']}",
             "warnings": content["verdict"]["warnings"],
             "counts": content["counts"],
             "flagged": content["flagged"],

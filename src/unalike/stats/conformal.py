@@ -38,8 +38,9 @@ def subject_p_values(queries: FloatArray, *, holdout: FloatArray, subjects: Text
 def benjamini_hochberg(p_values: FloatArray) -> FloatArray:
     """Adjusted p-values (q-values) of Benjamini & Hochberg 1995; NaN stays NaN and does not count.
 
-    Rejecting q ≤ level keeps the expected share of false rejections at or below ``level``; it holds for
-    conformal p-values, which depend on one another in the benign way (Bates et al. 2023, theorem 2).
+    Rejecting q ≤ level keeps the expected share of false rejections at or below ``level`` for p-values that are
+    independent or depend on one another in the benign way that conformal p-values of independent calibration points do
+    (Bates et al. 2023, theorem 2). Averaging within subjects is not covered by that theorem.
     """
     q_values = np.full(len(p_values), np.nan)
     defined = np.flatnonzero(np.isfinite(p_values))
