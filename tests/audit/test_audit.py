@@ -379,3 +379,14 @@ def test_pictures_of_another_shape_are_doubted(make_pictures: Callable[..., Path
 def test_what_the_audit_is_blind_to_is_said_first(cohort: ImageFolder, tmp_path: Path) -> None:
     result = audit(tmp_path, write_samples(tmp_path / "s", new_people(20), cohort), against=cohort.path)
     assert any(w.startswith("Blind to copies") and "mirror image" in w for w in result.verdict.warnings)
+
+
+def test_a_changed_table_is_not_reported(cohort: ImageFolder, tmp_path: Path) -> None:
+    from unalike.report import write_report
+
+    audit(tmp_path, write_samples(tmp_path / "s", new_people(3), cohort), against=cohort.path)
+    assert write_report(tmp_path / "audit").is_file()
+    with (tmp_path / "audit" / folders.EXPOSURE).open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(FolderError, match="was changed since the audit"):
+        write_report(tmp_path / "audit")

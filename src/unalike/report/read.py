@@ -99,8 +99,13 @@ class Audit:
 
     @property
     def can_flag(self) -> bool:
-        """Whether the holdout allows any flag. If not, "0 flagged" says nothing and must not be shown."""
+        """Whether anything could be flagged. If not, "0 flagged" says nothing and must not be shown.
+
+        Pixel-identical images are flagged without a holdout.
+        """
         calibration = self.content["calibration"]
+        if self.content["flagged"]:
+            return True
         return bool(calibration["holdout_subjects"]) and calibration["smallest_p"] <= calibration["level"]
 
     @property
@@ -109,6 +114,16 @@ class Audit:
         values = self.highest.get("holdout-train", np.empty(0))
         values = values[np.isfinite(values)]
         return float(values.max()) if values.size else float("nan")
+
+
+def _check_tables(folder: Path, content: Mapping[str, Any], *, shareable: bool) -> None:
+    """Compare the tables with the digests in the header: a report must not show what the audit did not find."""
+    for name, digest in content.get("tables", {}).items():
+        if shareable and name == folders.EVIDENCE:
+            continue
+        path = folder / Path(name).name
+        if path.is_file() and folders.digest_file(path) != digest:
+            raise FolderError(f"{path} was changed since the audit. Run the audit again.")
 
 
 def read_audit(folder: Path, *, shareable: bool) -> Audit:
@@ -121,6 +136,7 @@ def read_audit(folder: Path, *, shareable: bool) -> Audit:
     absent = [key for key in REQUIRED if key not in content]
     if absent:
         raise FolderError(f"{header.path} lacks {', '.join(absent)}. Run the audit again.")
+    _check_tables(folder, content, shareable=shareable)
     exposure = _read_exposure(folder)
     if shareable:
         content = _without_pseudonyms(content, _read_subjects(folder))
