@@ -19,10 +19,15 @@ import torch
 from unalike.images.moments import sum_pixels
 from unalike.records import FloatArray, IntArray, Pixels
 from unalike.similarity.products import Product, pick_product
+from unalike.similarity.pruning import Coarse, bound_covariances, can_prune, coarsen
 
 # Tiles small enough for the second-level cache do the elementwise part at the speed of arithmetic.
 QUERY_TILE = 1024
 REFERENCE_TILE = 256
+# References multiplied out together where a bound rules pairs out: alike ones, as slices of a volume, share queries.
+PRUNED_TILE = 16
+# Queries copied together to be multiplied with them: few enough to stay in the third-level cache.
+PICKED_QUERIES = 128
 # Similarities are averaged as integers in units of 2⁻⁴⁰, because integer sums do not depend on their order.
 MEAN_UNIT = 2.0**40
 
@@ -32,12 +37,14 @@ class SearchResult:
     """Best matches of each query, best first, and its mean similarity with all references.
 
     ``references`` (Q, k) are indices, −1 where there are fewer than k; ``similarities`` (Q, k) are in [−1, 1], NaN
-    where undefined; ``mean`` (Q,) averages over all references that are not constant (to 2⁻⁴¹).
+    where undefined; ``mean`` (Q,) averages over all references that are not constant (to 2⁻⁴¹), NaN if not asked for.
+    ``share_multiplied`` is the share of pairs that were multiplied out in full; a bound ruled out the others.
     """
 
     references: IntArray
     similarities: FloatArray
     mean: FloatArray
+    share_multiplied: float = 1.0
 
     @property
     def highest(self) -> FloatArray:
@@ -63,6 +70,16 @@ class _Images:
     planes: tuple[torch.Tensor, ...]  # one for 8 bits; high and low byte for 16
     sums: torch.Tensor  # int64
     spread: torch.Tensor  # float64: what `_centre` makes of Σa²; 0 for a constant image
+    coarse: Coarse | None = None  # for the bound, where it is used
+
+    def part(self, part: slice) -> _Images:
+        """Some of the images, to be multiplied out."""
+        return _Images(tuple(plane[part] for plane in self.planes), self.sums[part], self.spread[part])
+
+    def pick(self, rows: torch.Tensor, buffer: torch.Tensor) -> _Images:
+        """Chosen 8-bit images, copied into ``buffer``: fresh memory costs several times the copying."""
+        plane = torch.index_select(self.planes[0], 0, rows, out=buffer[: len(rows)])
+        return _Images((plane,), self.sums[rows], self.spread[rows])
 
 
 def correlate(a: Pixels, b: Pixels, *, channels: Sequence[int] | None = None) -> FloatArray:
@@ -81,31 +98,36 @@ def find_matches(
     references: Iterable[Block],
     best: int = 1,
     channels: Sequence[int] | None = None,
+    mean: bool = True,
     device: torch.device | None = None,
     product: Product | None = None,
 ) -> SearchResult:
-    """Search all references for the ``best`` matches of each query, exhaustively and exactly.
+    """Search all references for the ``best`` matches of each query, exactly.
 
     ``queries`` (Q, C, H, W); ``references`` come in ascending order of ``first``, so that they never need to be
-    in memory together. Ties go to the lower index.
+    in memory together. Ties go to the lower index. Without ``mean``, pairs that a certified bound rules out are not
+    multiplied out (see `pruning`): the same matches to the last bit, several times faster on large 8-bit images.
     """
     device = device or torch.device("cpu")
     product = product or pick_product(device)
+    prune = product if not mean and can_prune(queries, device) else None
     tiles = [
-        _Running(_prepare(Block(begin, queries[begin : begin + QUERY_TILE]), channels, device), best)
+        _Running(_prepare(Block(begin, queries[begin : begin + QUERY_TILE]), channels, device, prune), best)
         for begin in range(0, max(len(queries), 1), QUERY_TILE)
     ]
-    defined = 0
+    defined = pairs = 0
     for block in references:
+        pairs += len(queries) * len(block.pixels)
         for begin in range(0, len(block.pixels), REFERENCE_TILE):
-            images = _prepare(_part(block, begin, begin + REFERENCE_TILE), channels, device)
+            images = _prepare(_part(block, begin, begin + REFERENCE_TILE), channels, device, prune)
             defined += int((images.spread > 0).sum())
             for tile in tiles:
-                tile.merge(_similarities(tile.images, images, product), block.first + begin)
+                tile.compare(images, block.first + begin, product, mean)
     return SearchResult(
         references=np.concatenate([tile.references.cpu().numpy() for tile in tiles]),
         similarities=np.concatenate([tile.values.cpu().numpy() for tile in tiles]),
-        mean=np.concatenate([tile.average(defined) for tile in tiles]),
+        mean=np.concatenate([tile.average(defined if mean else 0) for tile in tiles]),
+        share_multiplied=sum(tile.multiplied for tile in tiles) / pairs if pairs else 1.0,
     )
 
 
@@ -119,16 +141,49 @@ class _Running:
         self.references = torch.full((count, best), -1, dtype=torch.int64, device=device)
         self.threshold = torch.full((count, 1), -torch.inf, dtype=torch.float64, device=device)
         self.total = torch.zeros(count, dtype=torch.int64, device=device)
+        self.multiplied = 0
+        # NumPy asks for large pages, torch does not.
+        picked = np.empty((min(count, PICKED_QUERIES), images.planes[0].shape[1]), np.int8)
+        self.buffer = torch.from_numpy(picked)
 
-    def merge(self, similarities: torch.Tensor, first: int) -> None:
-        """Take in the similarities (Q, n) of references ``first``, ``first`` + 1, …"""
+    def compare(self, references: _Images, first: int, product: Product, mean: bool) -> None:
+        """Take in the references ``first``, ``first`` + 1, …"""
+        if references.coarse is not None:
+            self._compare_possible(references, first, product)
+            return
+        similarities = _similarities(self.images, references, product)
+        self.multiplied += similarities.numel()
+        self._merge(torch.arange(len(similarities), device=similarities.device), similarities, first)
+        if mean:
+            # NaN rounds to an arbitrary integer, so it must become 0 first.
+            units = similarities.nan_to_num_(nan=0.0).mul_(MEAN_UNIT).round_()
+            self.total += units.to(torch.int64).sum(dim=1)
+
+    def _compare_possible(self, references: _Images, first: int, product: Product) -> None:
+        """The same, a few references at a time, with only those queries of which one of them may be a best match."""
+        queries = self.images
+        assert queries.coarse is not None  # noqa: S101 - for the type checker
+        assert references.coarse is not None  # noqa: S101
+        highest = bound_covariances(queries.coarse, references.coarse, product)
+        defined = queries.spread > 0
+        for begin in range(0, len(references.sums), PRUNED_TILE):
+            part = slice(begin, begin + PRUNED_TILE)
+            # No correlation is below −2, which stands for −∞ because ∞ · 0 is NaN.
+            needed = self.threshold.clamp(min=-2.0) * queries.coarse.norm[:, None] * references.coarse.norm[part]
+            rows = ((highest[:, part] > needed).any(dim=1) & defined).nonzero()[:, 0]
+            for pick in range(0, len(rows), PICKED_QUERIES):
+                chosen = rows[pick : pick + PICKED_QUERIES]
+                picked = queries.pick(chosen, self.buffer)
+                similarities = _similarities(picked, references.part(part), product)
+                self.multiplied += similarities.numel()
+                self._merge(chosen, similarities, first + begin)
+
+    def _merge(self, rows: torch.Tensor, similarities: torch.Tensor, first: int) -> None:
+        """Keep the best of what ``rows`` of the queries had and their similarities (n, m) with ``first``, …"""
         # Strictly better only: references come in ascending order, so a tie keeps the lower index. NaN is never better.
-        rows = (similarities > self.threshold).any(dim=1).nonzero()[:, 0]
-        if len(rows):
-            self._insert(rows, similarities[rows], first)
-        # NaN rounds to an arbitrary integer, so it must become 0 first.
-        units = similarities.nan_to_num_(nan=0.0).mul_(MEAN_UNIT).round_()
-        self.total += units.to(torch.int64).sum(dim=1)
+        better = (similarities > self.threshold[rows]).any(dim=1).nonzero()[:, 0]
+        if len(better):
+            self._insert(rows[better], similarities[better], first)
 
     def _insert(self, rows: torch.Tensor, similarities: torch.Tensor, first: int) -> None:
         values = torch.cat([self.values[rows], similarities], dim=1)
@@ -158,8 +213,10 @@ def _part(block: Block, begin: int, end: int) -> Block:
     )
 
 
-def _prepare(block: Block, channels: Sequence[int] | None, device: torch.device) -> _Images:
-    """Centre pixels to int8 planes on ``device``, with their exact moments."""
+def _prepare(
+    block: Block, channels: Sequence[int] | None, device: torch.device, prune: Product | None = None
+) -> _Images:
+    """Centre pixels to int8 planes on ``device``, with their exact moments; ``prune`` multiplies for the bound's."""
     images = block.pixels
     if images.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"images are {images.dtype}, but uint8 or uint16 is needed")
@@ -181,10 +238,12 @@ def _prepare(block: Block, channels: Sequence[int] | None, device: torch.device)
     pixels = flat.shape[1]
     squares = squares - 2 * offset * sums + offset * offset * pixels
     centred = torch.from_numpy(sums - offset * pixels).to(device)
+    squared = torch.from_numpy(squares).to(device)
     return _Images(
         planes=tuple(torch.from_numpy(plane.view(np.int8)).to(device) for plane in planes),
         sums=centred,
-        spread=_centre(torch.from_numpy(squares).to(device), centred, centred, pixels, len(planes)),
+        spread=_centre(squared.clone(), centred, centred, pixels, len(planes)),
+        coarse=coarsen(flat.reshape(images.shape), centred, squared, prune) if prune else None,
     )
 
 
