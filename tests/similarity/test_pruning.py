@@ -141,6 +141,8 @@ def test_same_matches_as_the_dense_search(data: st.DataObject) -> None:
         patch.setattr(correlation, "PRUNED_TILE", data.draw(st.sampled_from([1, 4, 16])))
         patch.setattr(correlation, "PICKED_QUERIES", data.draw(st.sampled_from([1, 3, 128])))
         patch.setattr(correlation, "QUERY_TILE", data.draw(st.sampled_from([4, 1024])))
+        patch.setattr(correlation, "PREPARED_PIXELS", data.draw(st.sampled_from([1, 2**12, 2**23])))
+        patch.setattr(pruning, "AT_ONCE", data.draw(st.sampled_from([1, 2**11, 2**19])))
         dense, pruned = (
             find_matches(queries=queries, references=blocks_of(references, size), best=best, channels=chosen, mean=mean)
             for mean in (True, False)
@@ -185,6 +187,22 @@ def test_other_images_go_the_dense_way(shape: tuple[int, int, int], dtype: type)
     assert_same_matches(pruned, dense)
     assert pruned.share_multiplied == 1.0
     assert np.isnan(pruned.mean).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_same_matches_for_every_number_of_threads(world: tuple[np.ndarray, np.ndarray], threads: int) -> None:
+    references, queries = world
+    dense, before = (
+        find_matches(queries=queries, references=blocks_of(references, 100), best=3),
+        torch.get_num_threads(),
+    )
+    try:
+        torch.set_num_threads(threads)
+        pruned = find_matches(queries=queries, references=blocks_of(references, 100), best=3, mean=False)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert_same_matches(pruned, dense)
 
 
 def test_no_references_and_no_queries() -> None:

@@ -101,8 +101,10 @@ class ImageFolder:
             block = self.images[int(ordered[0]) : int(ordered[-1]) + 1]
         else:
             block = self.images.oindex[ordered]
-        pixels: Pixels = np.asarray(block)[back]
-        return pixels
+        pixels: Pixels = np.asarray(block)
+        if np.array_equal(ordered, rows):
+            return pixels  # in order already: no need to copy
+        return pixels[back]
 
 
 def open_images(path: str | Path, *, kind: str = "cohort") -> ImageFolder:

@@ -10,12 +10,16 @@ and it is never anybody's match.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
+from unalike.engine import map_in_order
 from unalike.images.moments import sum_pixels
 from unalike.records import FloatArray, IntArray, Pixels
 from unalike.similarity.products import Product, pick_product
@@ -28,6 +32,10 @@ REFERENCE_TILE = 256
 PRUNED_TILE = 16
 # Queries copied together to be multiplied with them: few enough to stay in the third-level cache.
 PICKED_QUERIES = 128
+# Pixels, or `REFERENCE_TILE` images, that a thread prepares at once, and threads that do so: each is three such parts
+# ahead at most.
+PREPARED_PIXELS = 2**23
+PREPARING_THREADS = 4
 # Similarities are averaged as integers in units of 2⁻⁴⁰, because integer sums do not depend on their order.
 MEAN_UNIT = 2.0**40
 
@@ -70,6 +78,7 @@ class _Images:
     planes: tuple[torch.Tensor, ...]  # one for 8 bits; high and low byte for 16
     sums: torch.Tensor  # int64
     spread: torch.Tensor  # float64: what `_centre` makes of Σa²; 0 for a constant image
+    first: int = 0  # index of the first image
     coarse: Coarse | None = None  # for the bound, where it is used
 
     def part(self, part: slice) -> _Images:
@@ -88,7 +97,7 @@ def correlate(a: Pixels, b: Pixels, *, channels: Sequence[int] | None = None) ->
     For small sets; `find_matches` streams. ``channels`` picks channel indices (None: all).
     """
     device = torch.device("cpu")
-    left, right = (_prepare(Block(0, images), channels, device) for images in (a, b))
+    left, right = (_prepare(Block(0, images), channels=channels, device=device) for images in (a, b))
     return _similarities(left, right, pick_product(device)).numpy()
 
 
@@ -110,25 +119,56 @@ def find_matches(
     """
     device = device or torch.device("cpu")
     product = product or pick_product(device)
-    prune = product if not mean and can_prune(queries, device) else None
-    tiles = [
-        _Running(_prepare(Block(begin, queries[begin : begin + QUERY_TILE]), channels, device, prune), best)
-        for begin in range(0, max(len(queries), 1), QUERY_TILE)
-    ]
-    defined = pairs = 0
-    for block in references:
-        pairs += len(queries) * len(block.pixels)
-        for begin in range(0, len(block.pixels), REFERENCE_TILE):
-            images = _prepare(_part(block, begin, begin + REFERENCE_TILE), channels, device, prune)
-            defined += int((images.spread > 0).sum())
+    prepare = partial(_prepare, channels=channels, device=device)
+    if not mean and can_prune(queries, device):
+        tiles = _search_pruned(queries, references, best, partial(prepare, bound=product), product)
+    else:
+        tiles = [_Running(prepare(part), best) for part in _query_parts(queries, QUERY_TILE)]
+        for part in _parts(references, REFERENCE_TILE):
+            images = prepare(part)
             for tile in tiles:
-                tile.compare(images, block.first + begin, product, mean)
+                tile.compare(images, product, mean)
+    pairs = sum(tile.pairs for tile in tiles)
     return SearchResult(
         references=np.concatenate([tile.references.cpu().numpy() for tile in tiles]),
         similarities=np.concatenate([tile.values.cpu().numpy() for tile in tiles]),
-        mean=np.concatenate([tile.average(defined if mean else 0) for tile in tiles]),
+        mean=np.concatenate([tile.average() for tile in tiles]),
         share_multiplied=sum(tile.multiplied for tile in tiles) / pairs if pairs else 1.0,
     )
+
+
+def _search_pruned(
+    queries: Pixels,
+    references: Iterable[Block],
+    best: int,
+    prepare: Callable[[Block], _Images],
+    product: Product,
+) -> list[_Running]:
+    """Search with the bound. Each thread has its share of the queries, and others prepare references meanwhile.
+
+    The steps are small and many: threads that share each of them, as torch's do, would mostly wait for each other.
+    """
+    pixels = max(int(np.prod(queries.shape[1:])), 1)
+    size = min(max(PREPARED_PIXELS // pixels, PRUNED_TILE), REFERENCE_TILE)
+    with _single_threaded_torch() as threads, ThreadPoolExecutor(threads) as pool:
+        share = min(max(-(-len(queries) // threads), 1), QUERY_TILE)
+        tiles = [_Running(prepare(part), best) for part in _query_parts(queries, share)]
+        prepared = map_in_order(prepare, _parts(references, size), workers=min(threads, PREPARING_THREADS))
+        for images in prepared:
+            for compared in [pool.submit(tile.compare_possible, images, product) for tile in tiles]:
+                compared.result()
+    return tiles
+
+
+@contextmanager
+def _single_threaded_torch() -> Iterator[int]:
+    """Threads started inside use one processor each; gives the number that torch used before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Running:
@@ -141,30 +181,30 @@ class _Running:
         self.references = torch.full((count, best), -1, dtype=torch.int64, device=device)
         self.threshold = torch.full((count, 1), -torch.inf, dtype=torch.float64, device=device)
         self.total = torch.zeros(count, dtype=torch.int64, device=device)
-        self.multiplied = 0
+        self.defined = self.pairs = self.multiplied = 0
         # NumPy asks for large pages, torch does not.
         picked = np.empty((min(count, PICKED_QUERIES), images.planes[0].shape[1]), np.int8)
         self.buffer = torch.from_numpy(picked)
 
-    def compare(self, references: _Images, first: int, product: Product, mean: bool) -> None:
-        """Take in the references ``first``, ``first`` + 1, …"""
-        if references.coarse is not None:
-            self._compare_possible(references, first, product)
-            return
+    def compare(self, references: _Images, product: Product, mean: bool) -> None:
+        """Take in references that follow those before."""
         similarities = _similarities(self.images, references, product)
+        self.pairs += similarities.numel()
         self.multiplied += similarities.numel()
-        self._merge(torch.arange(len(similarities), device=similarities.device), similarities, first)
+        self._merge(torch.arange(len(similarities), device=similarities.device), similarities, references.first)
         if mean:
+            self.defined += int((references.spread > 0).sum())
             # NaN rounds to an arbitrary integer, so it must become 0 first.
             units = similarities.nan_to_num_(nan=0.0).mul_(MEAN_UNIT).round_()
             self.total += units.to(torch.int64).sum(dim=1)
 
-    def _compare_possible(self, references: _Images, first: int, product: Product) -> None:
+    def compare_possible(self, references: _Images, product: Product) -> None:
         """The same, a few references at a time, with only those queries of which one of them may be a best match."""
         queries = self.images
         assert queries.coarse is not None  # noqa: S101 - for the type checker
         assert references.coarse is not None  # noqa: S101
         highest = bound_covariances(queries.coarse, references.coarse, product)
+        self.pairs += highest.numel()
         defined = queries.spread > 0
         for begin in range(0, len(references.sums), PRUNED_TILE):
             part = slice(begin, begin + PRUNED_TILE)
@@ -176,7 +216,7 @@ class _Running:
                 picked = queries.pick(chosen, self.buffer)
                 similarities = _similarities(picked, references.part(part), product)
                 self.multiplied += similarities.numel()
-                self._merge(chosen, similarities, first + begin)
+                self._merge(chosen, similarities, references.first + begin)
 
     def _merge(self, rows: torch.Tensor, similarities: torch.Tensor, first: int) -> None:
         """Keep the best of what ``rows`` of the queries had and their similarities (n, m) with ``first``, …"""
@@ -196,11 +236,23 @@ class _Running:
         self.references[rows] = references.gather(1, order).where(~self.values[rows].isnan(), -1)
         self.threshold[rows] = ranked.values[:, self.best - 1 : self.best]
 
-    def average(self, defined: int) -> FloatArray:
-        """Mean similarity of each query; NaN for a constant query or without references."""
-        mean = self.total.cpu().numpy() / (MEAN_UNIT * max(defined, 1))
-        undefined = (self.images.spread == 0).cpu().numpy() | (defined == 0)
+    def average(self) -> FloatArray:
+        """Mean similarity of each query; NaN for a constant query, without references, and if not asked for."""
+        mean = self.total.cpu().numpy() / (MEAN_UNIT * max(self.defined, 1))
+        undefined = (self.images.spread == 0).cpu().numpy() | (self.defined == 0)
         return np.where(undefined, np.nan, mean)
+
+
+def _query_parts(queries: Pixels, size: int) -> list[Block]:
+    """Runs of at most ``size`` queries; at least one, which may be empty."""
+    return [Block(begin, queries[begin : begin + size]) for begin in range(0, max(len(queries), 1), size)]
+
+
+def _parts(blocks: Iterable[Block], size: int) -> Iterator[Block]:
+    """The same images in runs of at most ``size``."""
+    for block in blocks:
+        for begin in range(0, len(block.pixels), size):
+            yield _part(block, begin, begin + size)
 
 
 def _part(block: Block, begin: int, end: int) -> Block:
@@ -214,9 +266,9 @@ def _part(block: Block, begin: int, end: int) -> Block:
 
 
 def _prepare(
-    block: Block, channels: Sequence[int] | None, device: torch.device, prune: Product | None = None
+    block: Block, *, channels: Sequence[int] | None, device: torch.device, bound: Product | None = None
 ) -> _Images:
-    """Centre pixels to int8 planes on ``device``, with their exact moments; ``prune`` multiplies for the bound's."""
+    """Centre pixels to int8 planes on ``device``, with exact moments, and (by the product ``bound``) block means."""
     images = block.pixels
     if images.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"images are {images.dtype}, but uint8 or uint16 is needed")
@@ -243,7 +295,8 @@ def _prepare(
         planes=tuple(torch.from_numpy(plane.view(np.int8)).to(device) for plane in planes),
         sums=centred,
         spread=_centre(squared.clone(), centred, centred, pixels, len(planes)),
-        coarse=coarsen(flat.reshape(images.shape), centred, squared, prune) if prune else None,
+        first=block.first,
+        coarse=coarsen(flat.reshape(images.shape), centred, squared, bound) if bound else None,
     )
 
 

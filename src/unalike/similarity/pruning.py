@@ -25,8 +25,8 @@ BLOCK = 4
 AREA = BLOCK * BLOCK
 # Smaller images are multiplied out about as fast as bounded.
 LEAST_PIXELS = 2**13
-# Images averaged at once: a few hundred kB, so that the steps find them in the second-level cache.
-AT_ONCE = 16
+# Pixels averaged at once: few enough for the steps to find them in the second-level cache.
+AT_ONCE = 2**19
 # float64 rounds at 2⁻⁵³; the bound adds up seven products of rounded numbers. This covers all of it ten times over.
 ROUNDING = 2.0**-46
 
@@ -58,8 +58,9 @@ def coarsen(images: Pixels, sums: torch.Tensor, squares: torch.Tensor, product: 
     means = torch.empty(len(images), blocks, dtype=torch.int8)
     moments = torch.empty(4, len(images), dtype=torch.int64)  # Σu, Σu², Σuρ, Σρ²
     one = torch.ones(1, blocks, dtype=torch.int8)
-    for begin in range(0, len(images), AT_ONCE):
-        part = slice(begin, begin + AT_ONCE)
+    step = max(AT_ONCE // pixels, 1)
+    for begin in range(0, len(images), step):
+        part = slice(begin, begin + step)
         block_sums = _block_sums(images[part])
         rounded = (block_sums + AREA // 2) >> BLOCK  # 2⁴ = 16
         means[part] = rounded
