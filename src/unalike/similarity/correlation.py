@@ -34,7 +34,7 @@ PRUNED_TILE = 16
 PICKED_QUERIES = 128
 # Pixels, or `REFERENCE_TILE` images, that a thread prepares at once, and threads that do so: each is three such parts
 # ahead at most.
-PREPARED_PIXELS = 2**23
+PREPARED_PIXELS = 2**24
 PREPARING_THREADS = 4
 # Similarities are averaged as integers in units of 2⁻⁴⁰, because integer sums do not depend on their order.
 MEAN_UNIT = 2.0**40
@@ -153,7 +153,7 @@ def _search_pruned(
     with _single_threaded_torch() as threads, ThreadPoolExecutor(threads) as pool:
         share = min(max(-(-len(queries) // threads), 1), QUERY_TILE)
         tiles = [_Running(prepare(part), best) for part in _query_parts(queries, share)]
-        prepared = map_in_order(prepare, _parts(references, size), workers=min(threads, PREPARING_THREADS))
+        prepared = map_in_order(prepare, _parts(references, size), workers=max(min(threads // 2, PREPARING_THREADS), 1))
         for images in prepared:
             for compared in [pool.submit(tile.compare_possible, images, product) for tile in tiles]:
                 compared.result()
