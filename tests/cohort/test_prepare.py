@@ -251,6 +251,8 @@ def test_images_read_back_in_any_order_and_block(tmp_path: Path, dtype: type) ->
     folders.finish_folder(tmp_path / "c", kind="cohort", settings={}, seed=0, inputs={}, content=writer.close())
     cohort = open_images(tmp_path / "c")
     np.testing.assert_array_equal(cohort.images[:], images)
+    for begin, end in ((0, 512), (3, 40), (512, 1024), (500, 600), (1030, 1100)):
+        np.testing.assert_array_equal(cohort.read(np.arange(begin, end)), images[begin:end])
     rows = np.array([1099, 3, 3, 700])
     np.testing.assert_array_equal(cohort.read(rows), images[rows])
     rows = np.arange(1, 1100, 3)
@@ -259,6 +261,15 @@ def test_images_read_back_in_any_order_and_block(tmp_path: Path, dtype: type) ->
         assert [first for first, _ in blocks] == np.cumsum([0] + [len(b) for _, b in blocks[:-1]]).tolist()
         np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), images[rows])
     assert cohort.read(rows[:0]).shape == (0, 2, 5, 6)
+
+
+def test_a_chunk_of_zeros_is_no_file_and_reads_back(tmp_path: Path) -> None:
+    folders.begin_folder(tmp_path / "c", kind="cohort", settings={})
+    writer = ImageWriter(tmp_path / "c", channels=["a"], height=4, width=4, dtype=np.dtype(np.uint8))
+    for _ in range(3):
+        writer.append(np.zeros((1, 4, 4), np.uint8), {"subject": "s", "source": "x", "role": "train"})
+    folders.finish_folder(tmp_path / "c", kind="cohort", settings={}, seed=0, inputs={}, content=writer.close())
+    assert not open_images(tmp_path / "c").read(np.arange(3)).any()
 
 
 def test_chunks_are_a_few_hundred_images_or_32_mib() -> None:

@@ -86,6 +86,7 @@ def measure_power(
             queries=np.concatenate(queries),
             references=watch_blocks(reference_blocks(train), progress),
             channels=channels,
+            mean=False,
             device=device,
         )
     highest = np.split(found.highest, np.cumsum([len(batch) for batch in queries])[:-1])

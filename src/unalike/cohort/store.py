@@ -98,11 +98,32 @@ class ImageFolder:
             return np.empty((0, len(self.channels), *self.size), dtype=self.dtype)
         ordered, back = np.unique(rows, return_inverse=True)
         if len(ordered) == ordered[-1] - ordered[0] + 1:
-            block = self.images[int(ordered[0]) : int(ordered[-1]) + 1]
+            block = self._read_run(int(ordered[0]), int(ordered[-1]) + 1)
         else:
             block = self.images.oindex[ordered]
-        pixels: Pixels = np.asarray(block)[back]
-        return pixels
+        pixels: Pixels = np.asarray(block)
+        if np.array_equal(ordered, rows):
+            return pixels  # in order already: no need to copy
+        return pixels[back]
+
+    def _read_run(self, begin: int, end: int) -> Pixels:
+        """Images ``begin`` to ``end``, straight from the one chunk that holds them all: its file is their plain bytes.
+
+        zarr gives the same at a quarter of the speed, because it reads into one fresh buffer and copies to another.
+        """
+        chunk = int(self.images.chunks[0])
+        first = begin // chunk * chunk
+        file = self.path / folders.IMAGES / "c" / str(begin // chunk) / "0" / "0" / "0"
+        shape = (end - begin, *self.images.shape[1:])
+        plain = self.images.chunks[1:] == shape[1:] and not self.images.compressors and self.dtype.isnative
+        # zarr leaves out chunks that are all zero.
+        if not plain or end > first + chunk or not file.is_file():
+            return np.asarray(self.images[begin:end])
+        size = int(np.prod(shape[1:]))
+        pixels = np.fromfile(
+            file, self.dtype, (end - begin) * size, offset=(begin - first) * size * self.dtype.itemsize
+        )
+        return pixels.reshape(shape)
 
 
 def open_images(path: str | Path, *, kind: str = "cohort") -> ImageFolder:

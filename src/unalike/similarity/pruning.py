@@ -1,0 +1,111 @@
+"""Which pairs need not be multiplied out: a certified bound from images averaged over 4 × 4 blocks, 1/16 of the work.
+
+Split an image A = PA + (A − PA) into what its block means show and the rest, which is orthogonal to any block means.
+The block sums of A are S = 16·u + ρ, where u is the block mean rounded to int8 and ρ what rounding left. Centred
+(index c: less their mean over the blocks), they give the covariance of two images, D pixels in n = D/16 blocks:
+
+    Σ(a − ā)(b − b̄) = 16·Σu_c u'_c + Σu_c ρ'_c + Σρ_c u'_c + Σρ_c ρ'_c/16 + Σ(A − PA)(B − PB)
+
+The first sum is an integer matrix product of small images: Σu u' − n·ū·ū'. Cauchy and Schwarz bound each of the
+others by a product of two norms. A pair whose bound does not exceed what a query has found already cannot be among
+its best matches. The others are multiplied out in full, so the answers are those of the dense search to the last bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from unalike.records import Pixels
+from unalike.similarity.products import Product
+
+BLOCK = 4
+AREA = BLOCK * BLOCK
+# Smaller images are multiplied out about as fast as bounded.
+LEAST_PIXELS = 2**13
+# Pixels averaged at once: few enough for the steps to find them in the second-level cache.
+AT_ONCE = 2**19
+# float64 rounds at 2⁻⁵³; the bound adds up seven products of rounded numbers. This covers all of it ten times over.
+ROUNDING = 2.0**-46
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """Block means of N images, and the norms (N,) float64 that bound what they leave out."""
+
+    means: torch.Tensor  # (N, D/16) int8: u, of pixels − 128
+    mean: torch.Tensor  # 4·√n·ū
+    coarse_norm: torch.Tensor  # ‖u_c‖
+    left_norm: torch.Tensor  # ‖ρ_c‖
+    rest_norm: torch.Tensor  # ‖A − PA‖
+    norm: torch.Tensor  # √Σ(a − ā)²
+
+
+def can_prune(images: Pixels, device: torch.device) -> bool:
+    """Whether images (N, C, H, W) have the depth and geometry that `coarsen` needs, and are worth it on ``device``."""
+    _, channels, height, width = images.shape
+    large = channels * height * width >= LEAST_PIXELS
+    # A graphics card multiplies out faster than it picks.
+    return device.type == "cpu" and images.dtype == np.uint8 and height % BLOCK == 0 and width % 8 == 0 and large
+
+
+def coarsen(images: Pixels, sums: torch.Tensor, squares: torch.Tensor, product: Product) -> Coarse:
+    """Average 8-bit images (N, C, H, W); ``sums`` and ``squares`` (N,) int64 are Σ and Σ² of their pixels − 128."""
+    pixels = int(np.prod(images.shape[1:]))
+    blocks = pixels // AREA
+    means = torch.empty(len(images), blocks, dtype=torch.int8)
+    moments = torch.empty(4, len(images), dtype=torch.int64)  # Σu, Σu², Σuρ, Σρ²
+    one = torch.ones(1, blocks, dtype=torch.int8)
+    step = max(AT_ONCE // pixels, 1)
+    for begin in range(0, len(images), step):
+        part = slice(begin, begin + step)
+        block_sums = _block_sums(images[part])
+        rounded = (block_sums + AREA // 2) >> BLOCK  # 2⁴ = 16
+        means[part] = rounded
+        left = block_sums.sub_(rounded, alpha=AREA).to(torch.int8)
+        # The diagonals of a small integer product are the exact sums.
+        table = product(torch.cat([means[part], left]), torch.cat([means[part], left, one]))
+        count = len(left)
+        moments[0, part] = table[:count, -1]
+        moments[1, part] = table[:count, :count].diagonal()
+        moments[2, part] = table[:count, count:-1].diagonal()
+        moments[3, part] = table[count:, count:-1].diagonal()
+    total, square, mixed, left_square = moments.to(torch.float64)
+    image_sums, image_squares = sums.to(torch.float64), squares.to(torch.float64)
+    # Σρ = ΣA − 16·Σu and ‖PA‖² = ΣS²/16
+    squared_norms = [
+        square - total**2 / blocks,
+        left_square - (image_sums - AREA * total) ** 2 / blocks,
+        image_squares - (AREA * square + 2 * mixed + left_square / AREA),
+        image_squares - image_sums**2 / pixels,
+    ]
+    norms = [norm.clamp_(min=0).sqrt_() for norm in squared_norms]
+    return Coarse(means, total * (BLOCK / blocks**0.5), *norms)
+
+
+def _block_sums(images: Pixels) -> torch.Tensor:
+    """Sums of a − 128 over blocks, (N, D/16) int32, in an order of blocks that is the same for all images.
+
+    Eight pixels at once: neighbouring bytes of a 64-bit word are added into 16-bit lanes, four rows of them (at most
+    8 · 255: no overflow), and neighbouring lanes into 32-bit lanes.
+    """
+    words = torch.from_numpy(images).view(torch.int64)  # (N, C, H, W/8)
+    pairs = words.bitwise_right_shift(8).bitwise_and_(0x00FF00FF00FF00FF).add_(words & 0x00FF00FF00FF00FF)
+    rows = pairs[:, :, 0::4] + pairs[:, :, 1::4]
+    rows += pairs[:, :, 2::4]
+    rows += pairs[:, :, 3::4]
+    fours = rows.bitwise_right_shift(16).bitwise_and_(0x0000FFFF0000FFFF).add_(rows & 0x0000FFFF0000FFFF)
+    return fours.view(torch.int32).reshape(len(images), -1).sub_(128 * AREA)
+
+
+def bound_covariances(a: Coarse, b: Coarse, product: Product) -> torch.Tensor:
+    """Upper bounds (N, M) float64 of Σ(a − ā)(b − b̄)."""
+    left = [-a.mean, a.coarse_norm, a.left_norm, a.left_norm / AREA, a.rest_norm]
+    right = [b.mean, b.left_norm, b.coarse_norm, b.left_norm, b.rest_norm]
+    # What rounding may do to any of the terms, or to the norms that the bound is held against.
+    left.append(ROUNDING * torch.stack([*left, a.norm]).norm(dim=0))
+    right.append(torch.stack([*right, b.norm]).norm(dim=0))
+    products = product(a.means, b.means).to(torch.float64)
+    return products.addmm_(torch.stack(left, dim=1), torch.stack(right), beta=AREA)
