@@ -25,8 +25,8 @@ BLOCK = 4
 AREA = BLOCK * BLOCK
 # Smaller images are multiplied out about as fast as bounded.
 LEAST_PIXELS = 2**13
-# Pixels averaged at once: few enough for the steps to find them in the second-level cache.
-AT_ONCE = 2**19
+# Pixels averaged at once: enough that starting the steps costs little beside them.
+AT_ONCE = 2**21
 # float64 rounds at 2⁻⁵³; the bound adds up seven products of rounded numbers. This covers all of it ten times over.
 ROUNDING = 2.0**-46
 
