@@ -119,7 +119,7 @@ class PeakMemory:
             time.sleep(0.005)
 
 
-def run_unalike(cohort: Path) -> dict[str, object]:
+def run_unalike(cohort: Path, best: int) -> dict[str, object]:
     import torch
 
     from unalike.audit.search import reference_blocks
@@ -132,10 +132,10 @@ def run_unalike(cohort: Path) -> dict[str, object]:
     queries = folder.read(folder.rows("holdout"))
     product = pick_product(torch.device("cpu"))
     few = ImageSet(folder, train.rows[:WARM_UP])  # threads and kernels are made once per process, not per search
-    find_matches(queries=queries[:WARM_UP], references=reference_blocks(few), best=5, mean=False)
+    find_matches(queries=queries[:WARM_UP], references=reference_blocks(few), best=best, mean=False)
     with PeakMemory() as memory:
         begin = time.perf_counter()
-        found = find_matches(queries=queries, references=reference_blocks(train), best=5, mean=False)
+        found = find_matches(queries=queries, references=reference_blocks(train), best=best, mean=False)
         seconds = time.perf_counter() - begin
     return {
         "search": seconds,
@@ -146,7 +146,7 @@ def run_unalike(cohort: Path) -> dict[str, object]:
     }
 
 
-def run_faiss(cohort: Path) -> dict[str, object]:
+def run_faiss(cohort: Path, k: int) -> dict[str, object]:
     import faiss
 
     faiss.omp_set_num_threads(os.cpu_count() or 1)
@@ -161,7 +161,7 @@ def run_faiss(cohort: Path) -> dict[str, object]:
     queries = standardized(folder.rows("holdout"))
     few = faiss.IndexFlatIP(SIZE * SIZE)
     few.add(standardized(folder.rows("train")[:WARM_UP]))
-    few.search(queries[:WARM_UP], 5)
+    few.search(queries[:WARM_UP], k)
     few.reset()
     with PeakMemory() as memory:
         begin = time.perf_counter()
@@ -169,7 +169,7 @@ def run_faiss(cohort: Path) -> dict[str, object]:
         for rows in np.split(folder.rows("train"), range(1024, len(folder.rows("train")), 1024)):
             index.add(standardized(rows))
         built = time.perf_counter()
-        _, best = index.search(queries, 5)
+        _, best = index.search(queries, k)
         seconds = time.perf_counter() - built
     return {
         "search": seconds,
@@ -187,19 +187,20 @@ def main() -> None:
     parser.add_argument("--data", choices=DATA, default="phantom", help="images to search (default: phantom)")
     parser.add_argument("--images", type=int, default=16_384)
     parser.add_argument("--queries", type=int, default=1_000)
+    parser.add_argument("--best", type=int, default=1, help="matches per query (default: 1, the highest correlation)")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--keep", action="store_true", help="keep the cohort for the next run")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     cohort = make_cohort(options.data, options.images, options.queries)
     if options.contender:
-        print(json.dumps(CONTENDERS[options.contender](cohort)))
+        print(json.dumps(CONTENDERS[options.contender](cohort, options.best)))
         return
     results: dict[str, list[dict[str, object]]] = {name: [] for name in CONTENDERS}
     for _ in range(options.turns):
         for name, runs in results.items():
             command = [sys.executable, __file__, "--contender", name]
-            command += ["--data", options.data]
+            command += ["--data", options.data, "--best", str(options.best)]
             command += ["--images", str(options.images), "--queries", str(options.queries)]
             printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             runs.append(json.loads(printed.splitlines()[-1]))
@@ -212,7 +213,7 @@ def report(options: argparse.Namespace, results: dict[str, list[dict[str, object
     ours, theirs = results["unalike"], results["faiss"]
     assert all(mine["best"] == other["best"] for mine, other in zip(ours, theirs, strict=True)), "different answers"
     what = f"{options.queries:,} queries × {options.images:,} images × {SIZE}×{SIZE}"
-    print(f"{what} ({options.data}), {options.turns} turns, same best matches")
+    print(f"{what} ({options.data}), best {options.best}, {options.turns} turns, same best matches")
     print("| | search, s | with build, s | memory growth, MiB |\n| --- | --- | --- | --- |")
     for name, runs in results.items():
         search = statistics.median(run["search"] for run in runs)

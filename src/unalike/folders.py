@@ -217,6 +217,14 @@ def _empty_folder(out: Path) -> None:
             entry.unlink()
 
 
+def give_up_folder(out: Path) -> None:
+    """Free an unfinished folder in which nothing has been made yet, so that a corrected command may use it."""
+    if {entry.name for entry in out.iterdir()} <= {UNFINISHED, LOCK}:
+        (out / UNFINISHED).unlink(missing_ok=True)
+        _unlock(out)
+        out.rmdir()
+
+
 def is_ours(folder: Path) -> bool:
     """Whether unalike made this folder, finished or not."""
     return kind_of(folder) is not None or (folder / UNFINISHED).is_file()

@@ -103,7 +103,7 @@ def train_generator(
         about = family.train(images, out=out, settings=settings, seed=seed, device=device)
     except InputError:
         if not resumed:
-            _give_up(out)
+            folders.give_up_folder(out)
         raise
     height, width = opened.size
     content = {
@@ -177,13 +177,6 @@ def draw_samples(
         content={**written, **about},
     )
     return out
-
-
-def _give_up(out: Path) -> None:
-    """Take away a folder in which nothing was done, so that a corrected command may have it."""
-    if [entry.name for entry in out.iterdir()] == [folders.UNFINISHED]:
-        (out / folders.UNFINISHED).unlink()
-        out.rmdir()
 
 
 def _draw_part(out: Path, sampler: Sampler, seeds: Sequence[int]) -> None:
