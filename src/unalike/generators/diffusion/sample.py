@@ -49,7 +49,7 @@ class DiffusionSampler:
                 f"steps = {settings.steps} does not divide the {timesteps} time steps of the run. "
                 f"Near it do: {', '.join(map(str, near))}."
             )
-        self.network = place_network(network, place).eval()
+        self.network = place_network(network, place).train(False)
         self.scheduler, self.scale, self.settings, self.place = scheduler, scale, settings, place
         self.precision = resolve_precision(settings.precision, place)
 

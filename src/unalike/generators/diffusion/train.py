@@ -233,7 +233,7 @@ def save_pipeline(state: TrainState, scheduler: Any, place: Path) -> None:
             weight.copy_(average)
     temporary = place.with_suffix(".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    network = state.network.to(memory_format=torch.contiguous_format).eval()
+    network = state.network.to(memory_format=torch.contiguous_format).train(False)
     DDPMPipeline(unet=network, scheduler=scheduler).save_pretrained(temporary, safe_serialization=True)
     shutil.rmtree(place, ignore_errors=True)
     temporary.rename(place)
