@@ -160,3 +160,23 @@ def test_scales_are_inverse_and_levels_nearest() -> None:
         120,
         120,
     ]
+
+
+def test_a_damaged_part_is_drawn_again(
+    make_cohort: MakeCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train_generator(kind="memorizer", cohort=make_cohort(), out=tmp_path / "run")
+    order = {"run": run, "count": 6, "settings": {"batch_size": 3}}
+    whole = open_images(draw_samples(out=tmp_path / "whole", **order), kind="samples")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("unalike.generators.runs._assemble", stop)
+        with pytest.raises(KeyboardInterrupt):
+            draw_samples(out=tmp_path / "pieces", **order)
+    part = sorted((tmp_path / "pieces" / "parts").iterdir())[0]
+    part.write_bytes(part.read_bytes()[:50])
+    pieces = open_images(draw_samples(out=tmp_path / "pieces", **order), kind="samples")
+    assert pieces.header.content["images_digest"] == whole.header.content["images_digest"]

@@ -182,7 +182,7 @@ def draw_samples(
 def _draw_part(out: Path, sampler: Sampler, seeds: Sequence[int]) -> None:
     """Draw one batch and keep it under ``out``, unless it is there from an interrupted drawing."""
     place = _part(out, seeds)
-    if place.is_file():
+    if _is_whole(place, len(seeds)):
         return
     place.parent.mkdir(exist_ok=True)
     pixels = sampler.draw(seeds)
@@ -192,6 +192,14 @@ def _draw_part(out: Path, sampler: Sampler, seeds: Sequence[int]) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(place)
+
+
+def _is_whole(place: Path, count: int) -> bool:
+    """Whether a part is there and can be read; a damaged one is drawn again."""
+    try:
+        return len(np.load(place, allow_pickle=False)) == count
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def _part(out: Path, seeds: Sequence[int]) -> Path:
