@@ -7,12 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Role = Literal["train", "holdout"]
 MASK = "mask"  # the channel whose pixels are classes, not brightness; never compared unless asked for
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -43,15 +42,6 @@ class Estimate:
         if math.isnan(self.low):
             return f"{self.value:.3f}"
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
-
-
-@dataclass(frozen=True)
-class Match:
-    """One query image, one reference image, their similarity (Pearson correlation, −1 to 1)."""
-
-    query: int
-    reference: int
-    similarity: float
 
 
 def as_json(value: Any) -> Any:

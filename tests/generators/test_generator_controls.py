@@ -93,6 +93,8 @@ def test_memorizer_without_change_returns_training_images(make_cohort: MakeCohor
     assert {image.tobytes() for image in drawn} == {image.tobytes() for image in chosen}
     header = folders.read_header(run, kind="run")
     assert header.content["holds_training_images"] is True
+    marked = folders.read_header(tmp_path / "samples", kind="samples")
+    assert marked.content["holds_training_images"] is True
     assert header.content["subjects"] == 3
     assert header.content["train_images"] == 6
 

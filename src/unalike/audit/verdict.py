@@ -118,7 +118,7 @@ def _rule(calibration: Calibration) -> list[str]:
     if not calibration.can_flag:
         return []
     return [
-        f"Flagging keeps the expected share of false alarms at or below {calibration.level:.0%} (Benjamini–Hochberg "
+        f"Flagging aims at an expected share of false alarms of at most {calibration.level:.0%} (Benjamini–Hochberg "
         f"over p-values calibrated on {count_of(calibration.holdout_subjects, 'holdout subject')}; "
         f"the smallest possible p-value is {calibration.smallest_p:.2g})."
     ]

@@ -9,7 +9,7 @@ import hmac
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,13 @@ def prepare_cohort(
     source, out = Path(source), Path(out)
     settings = settings or PrepareSettings()
     plan, roles = plan_cohort(source=source, settings=settings, seed=seed)
-    with folders.new_folder(out, kind="cohort", settings=as_settings(settings)):
+    with folders.new_folder(out, kind="cohort", settings=asdict(settings)):
         key = secrets.token_bytes(32) if key is None else key
         content, digest = _write_images(plan, roles, out, settings, key, workers, scheduler)
         folders.finish_folder(
             out,
             kind="cohort",
-            settings=as_settings(settings),
+            settings=asdict(settings),
             seed=seed,
             inputs={"source": digest},
             content=content,
@@ -86,11 +86,6 @@ def describe_shared_subjects(plan: Plan, roles: TextArray) -> list[str]:
     return [
         f"LEAK: {len(shared)} of the {len(held)} holdout patients also occur in train. See below for what it means."
     ]
-
-
-def as_settings(settings: PrepareSettings) -> dict[str, Any]:
-    """Settings as the header keeps them."""
-    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
 
 
 def _plan_roles(plan: Plan, settings: PrepareSettings, seed: int) -> TextArray:

@@ -164,7 +164,7 @@ def draw_samples(
             _draw_part(out, sampler, batch)
             progress.advance(len(batch))
     written = _assemble(out, batches, header)
-    about = {name: content[name] for name in ("generator", "subjects", "subject_seed")}
+    about = {name: content[name] for name in ("generator", "subjects", "subject_seed", "holds_training_images")}
     precision = getattr(sampler, "precision", None)
     if precision is not None:
         about["precision"] = precision
