@@ -78,9 +78,11 @@ def plan_cohort(*, source: Path, settings: PrepareSettings, seed: int) -> tuple[
 
 def describe_shared_subjects(plan: Plan, roles: TextArray) -> list[str]:
     """A warning if subjects stand on both sides of the planned split; nothing has to be read for it."""
-    sides = {role: {item.subject for item, own in zip(plan.items, roles, strict=True) if own == role} for role in roles}
-    held = sides.get("holdout", set())
-    shared = held & sides.get("train", set())
+    train, held = (
+        {item.subject for item, own in zip(plan.items, roles, strict=True) if own == role}
+        for role in ("train", "holdout")
+    )
+    shared = held & train
     if not shared:
         return []
     return [
