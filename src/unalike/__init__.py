@@ -32,7 +32,11 @@ _HOMES = {
     "inspect_folder": "unalike.report.inspect",
     "make_phantom": "unalike.cohort.phantom",
     "open_images": "unalike.cohort.store",
+    "drop_subject": "unalike.cohort.removal",
+    "find_leaks": "unalike.cohort.compare",
+    "list_recipes": "unalike.cohort.recipes",
     "prepare_cohort": "unalike.cohort.build",
+    "recipe_settings": "unalike.cohort.recipes",
     "run_demo": "unalike.study.demo",
     "train_generator": "unalike.generators.runs",
     "write_report": "unalike.report",
@@ -45,8 +49,12 @@ if TYPE_CHECKING:
     from unalike.audit.run import audit_samples as audit_samples
     from unalike.audit.settings import AuditSettings as AuditSettings
     from unalike.cohort.build import prepare_cohort as prepare_cohort
+    from unalike.cohort.compare import find_leaks as find_leaks
     from unalike.cohort.phantom import PhantomSettings as PhantomSettings
     from unalike.cohort.phantom import make_phantom as make_phantom
+    from unalike.cohort.recipes import list_recipes as list_recipes
+    from unalike.cohort.recipes import recipe_settings as recipe_settings
+    from unalike.cohort.removal import drop_subject as drop_subject
     from unalike.cohort.settings import PrepareSettings as PrepareSettings
     from unalike.cohort.store import ImageFolder as ImageFolder
     from unalike.cohort.store import open_images as open_images

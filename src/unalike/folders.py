@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from unalike.errors import FolderError
 from unalike.records import as_json
 
-SCHEMA = 1
+SCHEMA = 2
 UNFINISHED = "unfinished.json"
 LOCK = ".lock"
 HEADERS = {kind: f"{kind}.json" for kind in ("cohort", "run", "samples", "audit", "demo")}
@@ -33,6 +33,8 @@ PRIVATE = "private"
 SOURCES = "sources.parquet"
 KEY = "key"
 SKIPPED = "skipped.json"
+JOURNAL = "journal.jsonl"
+DUPLICATES = "duplicates.parquet"
 LOG = "log.jsonl"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
@@ -42,7 +44,9 @@ EXPOSURE = "exposure.parquet"
 EVIDENCE = "evidence.npz"
 FIGURES = "figures"
 REPORT = "report.html"
-CONTACT_SHEET = "contact-sheet.png"
+CONTACT_SHEETS = "contact-sheets"
+DUPLICATES_SHEET = "duplicates.png"
+HISTOGRAM = "histogram.png"
 
 
 @dataclass(frozen=True)
@@ -217,12 +221,21 @@ def _empty_folder(out: Path) -> None:
             entry.unlink()
 
 
-def give_up_folder(out: Path) -> None:
-    """Free an unfinished folder in which nothing has been made yet, so that a corrected command may use it."""
-    if {entry.name for entry in out.iterdir()} <= {UNFINISHED, LOCK}:
-        (out / UNFINISHED).unlink(missing_ok=True)
+def give_up_folder(out: Path, *, nothing_made: Callable[[], bool] | None = None) -> bool:
+    """Free an unfinished folder in which nothing has been made yet, so that a corrected command may use it.
+
+    Without ``nothing_made`` that is a folder that holds the marker alone. Gives whether it was freed.
+    """
+    if nothing_made is None:
+        entries = {entry.name for entry in out.iterdir()}
+        empty = entries <= {UNFINISHED, LOCK}
+    else:
+        empty = nothing_made()
+    if empty:
+        _empty_folder(out)
         _unlock(out)
         out.rmdir()
+    return empty
 
 
 def is_ours(folder: Path) -> bool:

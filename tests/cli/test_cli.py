@@ -14,7 +14,7 @@ from PIL import Image
 
 from unalike.cli import build_app, run
 
-COMMANDS = ("audit", "demo", "inspect", "phantom", "prepare", "report", "sample", "train")
+COMMANDS = ("audit", "cohort", "demo", "inspect", "phantom", "prepare", "recipes", "report", "sample", "train")
 
 
 @pytest.mark.parametrize("command", [*((name,) for name in COMMANDS), ("train", "diffusion"), ("train", "gaussian")])
@@ -53,7 +53,7 @@ def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "out" in refuse(capsys, 2, "prepare", tmp_path).lower()
     assert "does not exist" in refuse(capsys, 2, "prepare", tmp_path / "nowhere", "--out", tmp_path / "c")
     unknown = refuse(capsys, 2, "prepare", tmp_path, "--out", tmp_path / "c", "--recipe", "dicomm")
-    assert "folder, nifti" in unknown
+    assert "all-leukemia, brain-tumor-mri" in unknown
     assert not (tmp_path / "c").exists()
 
 
@@ -154,7 +154,7 @@ def test_the_whole_way(make_pictures: Callable[..., Path], tmp_path: Path, capsy
     assert call("inspect", cohort)["subjects_per_role"] == {"holdout": 20, "train": 20}
     assert "copies found" in str(call("inspect", audit)["verdict"])
     assert call("inspect", samples)["images"] == 30
-    assert (Path(samples) / "contact-sheet.png").is_file()
+    assert (Path(samples) / "contact-sheets" / "synthetic.png").is_file()
     assert call("inspect", runs)["generator"] == "memorizer"
     refused = refuse(capsys, 2, "sample", runs, "--count", 3, "--steps", 9, "--out", tmp_path / "other")
     assert "for diffusion; this run is a memorizer" in refused

@@ -109,7 +109,7 @@ def test_outputs_that_cannot_be_written(make_pictures: Callable[..., Path], tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recipe": "dicomm"}, "dicomm is unknown. Use one of: folder, nifti"),
+        ({"recipe": "dicomm"}, "dicomm is unknown. Use one of: all-leukemia, brain-tumor-mri"),
         ({"subject_pattern": "("}, "no regular expression"),
         ({"subject_pattern": "(q)"}, "does not match"),
         ({"size": 1}, "4 to 4096"),

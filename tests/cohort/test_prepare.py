@@ -120,10 +120,10 @@ def test_leaks_of_a_published_split_are_said_first(tmp_path: Path) -> None:
     cohort = prepare(tmp_path / "x", tmp_path / "c", split="keep", subject_pattern=r"(p\d)_")
     leaks = cohort.header.content["leaks"]
     assert (leaks["shared_subjects"], leaks["holdout_subjects"], leaks["shared_holdout_images"]) == (1, 3, 1)
-    assert (leaks["identical_holdout_images"], leaks["redundant_images"]) == (1, 1)
+    assert (leaks["exact_pairs_across_roles"], leaks["redundant_images"]) == (1, 1)
     notes = cohort.header.content["notes"]
     assert notes[0].startswith("LEAK: 1 of the 3 holdout patients also occur in train")
-    assert notes[1].startswith("LEAK: 1 holdout images are pixel-identical")
+    assert notes[1].startswith("LEAK: 1 pairs of duplicates stand in train and holdout, 1 of them pixel-identical")
 
 
 def test_an_assumption_about_patients_is_said(make_pictures: Callable[..., Path], tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_slices_with_little_content_are_left_out_and_the_rest_thinned(tmp_path: 
     (tmp_path / "v").mkdir()
     for case in range(2):
         nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "v" / f"case{case}.nii.gz")
-    options = {"recipe": "nifti", "size": 16, "percentiles": (0, 100), "holdout": 0.5}
+    options = {"recipe": "nifti", "size": 16, "percentiles": (0, 100), "holdout": 0.5, "on_leak": "report"}
     every = prepare(tmp_path / "v", tmp_path / "a", least_content=0.36, **options)
     assert every.numbers("slice").tolist() == [2, 3, 4, 5, 6] * 2
     middle = prepare(tmp_path / "v", tmp_path / "b", least_content=0.36, slices=1, **options)
@@ -237,8 +237,10 @@ def test_holdout_shares() -> None:
     assert (draw_holdout(names, share=0.999, seed=0) == "train").sum() == 1
     with pytest.raises(SettingsError, match="only 1 subject"):
         draw_holdout(names[:1], share=0.5, seed=0)
-    with pytest.raises(SettingsError, match="from 0 to below 1"):
-        draw_holdout(names, share=1.0, seed=0)
+    assert (draw_holdout(names, share=4, seed=0) == "holdout").sum() == 4
+    for share, message in ((-0.1, "from 0 to below 1"), (1.5, "or a whole number"), (10, "only 10 subjects")):
+        with pytest.raises(SettingsError, match=message):
+            draw_holdout(names, share=share, seed=0)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -320,12 +322,12 @@ def test_damage_is_noticed(make_pictures: Callable[..., Path], tmp_path: Path) -
     from unalike.errors import FolderError
 
     cohort = prepare(make_pictures(), tmp_path / "c")
-    verify_images(cohort)
+    assert sum(len(block) for block in verify_images(cohort)) == len(cohort)
     chunk = cohort.path / folders.IMAGES / "c" / "0" / "0" / "0" / "0"
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
     with pytest.raises(FolderError, match="image 0 was changed"):
-        verify_images(open_images(cohort.path))
+        list(verify_images(open_images(cohort.path)))
     chunk.write_bytes(whole[:5000])
     with pytest.raises(FolderError, match="cut short"):
         open_images(cohort.path)

@@ -108,6 +108,8 @@ class _Opener:
             fit=self.settings.fit,
             color=self.settings.color,
             holdout=0.0,
+            on_leak="report",  # whoever is compared is compared as he is
+            near_duplicates=0.0,
             subject_pattern=self.settings.subject_pattern if named else None,
         )
         if like is not None and self.settings.size is None and like.size[0] == like.size[1]:

@@ -13,24 +13,43 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cyclopts import App, CycloptsError
-from cyclopts.config import Toml
+from cyclopts.argument import ArgumentCollection
+from cyclopts.config import Dict, Toml
 
 from unalike import __version__
 from unalike.cli.audit import audit
+from unalike.cli.cohort import cohort
 from unalike.cli.demo import demo
 from unalike.cli.inspect import inspect
 from unalike.cli.phantom import phantom
 from unalike.cli.prepare import prepare
+from unalike.cli.recipes import recipes
 from unalike.cli.report import report
 from unalike.cli.sample import sample
 from unalike.cli.train import train
 from unalike.errors import SettingsError, UnalikeError
 
-_COMMANDS = (demo, prepare, inspect, sample, audit, report, phantom)
+_COMMANDS = (demo, recipes, prepare, inspect, sample, audit, report, phantom)
 _EPILOGUE = (
     "With any command: --debug shows where an error came from; --config FILE takes settings from a TOML file "
     "with one table per command ([prepare], [train.diffusion], …), over which flags win."
 )
+
+
+def _apply_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """A recipe's settings are defaults of ``prepare``, beneath the configuration file and flags."""
+    if commands != ("prepare",):
+        return
+    given = [token.value for argument in arguments if "--recipe" in argument.names for token in argument.tokens]
+    if given:
+        from unalike.cohort.recipes import find_recipe
+
+        settings = find_recipe(given[-1]).settings
+        table = {
+            name.replace("_", "-"): list(value) if isinstance(value, tuple) else value
+            for name, value in settings.items()
+        }
+        Dict({"prepare": table}, source=f"recipe {given[-1]}")(app, commands, arguments)
 
 
 def build_app(config: Path | None = None) -> App:
@@ -40,10 +59,11 @@ def build_app(config: Path | None = None) -> App:
         version=__version__,
         help="Synthetic medical images that are like no patient: prepare, train, sample, audit, report.",
         help_epilogue=_EPILOGUE,
-        config=() if config is None else (Toml(config, must_exist=True),),
+        config=(*(() if config is None else (Toml(config, must_exist=True),)), _apply_recipe),
         suppress_keyboard_interrupt=False,
     )
     app.command(train)
+    app.command(cohort)
     for command in _COMMANDS:
         app.command(command)
     return app

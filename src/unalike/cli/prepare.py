@@ -24,7 +24,10 @@ def prepare(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Prepare a cohort: read pictures or volumes, split by subject, store images and records.
+    """Prepare a cohort: read pictures or volumes, find duplicates, split by subject, store images and records.
+
+    An interrupted preparation goes on where it was: repeat the command. `unalike recipes` lists the recipes, whose
+    settings take the place of the defaults below.
 
     Parameters
     ----------
@@ -40,11 +43,11 @@ def prepare(
         Address of a Dask scheduler (tcp://host:8786) whose workers share the file system.
     """
     from unalike import folders
-    from unalike.cohort.build import describe_shared_subjects, plan_cohort, prepare_cohort
+    from unalike.cohort.build import plan_cohort, prepare_cohort
     from unalike.errors import InputError
 
-    plan, roles = plan_cohort(source=source, settings=settings, seed=seed)
-    for note in describe_shared_subjects(plan, roles):  # nothing is more important: it comes before all else
+    draft = plan_cohort(source=source, settings=settings, seed=seed)
+    for note in draft.describe_shared_subjects():  # nothing is more important: it comes before all else
         print(note, file=sys.stderr if json else sys.stdout, flush=True)
     show_settings(settings, dry_run=dry_run, json_out=json)
     if dry_run:

@@ -6,27 +6,71 @@ import contextlib
 import functools
 import hashlib
 import hmac
+import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zarr
 
 from unalike import folders
-from unalike.cohort import recipes
-from unalike.cohort.recipes import BadFile, Item, Loaded, Plan
+from unalike.cohort import leaks
+from unalike.cohort.journal import Journal, holds_finished_items
+from unalike.cohort.plan import BadFile, Item, Loaded, Plan
+from unalike.cohort.readers import load_item, plan_source
+from unalike.cohort.recipes import Reader, find_recipe
 from unalike.cohort.settings import PrepareSettings
-from unalike.cohort.split import draw_holdout
-from unalike.cohort.store import ImageFolder, ImageWriter, open_images
+from unalike.cohort.split import draw_holdout, draw_limited
+from unalike.cohort.store import ImageFolder, ImageWriter, describe_pixels, open_images
 from unalike.engine import map_in_order, show_progress
 from unalike.errors import InputError, PictureError, SettingsError
 from unalike.images.pictures import channel_names
-from unalike.records import TextArray
+from unalike.records import IntArray, Pixels, TextArray
+
+# Settings that decide what happens once all is read: with others an interrupted preparation goes on all the same.
+_LATE = frozenset({"on_bad_file", "on_leak", "near_duplicates", "holdout", "split", "stratify"})
+
+# What is known only when all is read: whom a picture belongs to may depend on its duplicates.
+_UNSETTLED = {"subject": "", "source": "", "role": ""}
+
+_REMARKS = {
+    "face": "{count} of {total} scans seem to show a face (a whole-head field of view with tissue in its front lower "
+    "part, and background that no brain extraction has set to one value). Deface them before sharing anything.",
+    "head": "{count} of {total} series are of the head, and no tag says that faces were removed "
+    "(RecognizableVisualFeatures, or the de-identification method). Deface them before sharing anything.",
+    "burned-in": "{count} of {total} series say that names may be burned into their pixels (BurnedInAnnotation). "
+    "Look at them, and take them out or paint them over.",
+}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What would be prepared: the items, the role of each, and who loads them."""
+
+    plan: Plan
+    roles: TextArray
+    reader: Reader
+    digest: str
+
+    def describe_shared_subjects(self) -> list[str]:
+        """A warning if subjects stand on both sides of the planned split; nothing has to be read for it."""
+        train, held = (
+            {item.subject for item, own in zip(self.plan.items, self.roles, strict=True) if own == role}
+            for role in ("train", "holdout")
+        )
+        shared = held & train
+        if not shared:
+            return []
+        return [
+            f"LEAK: {len(shared)} of the {len(held)} holdout patients also occur in train. See below for what it means."
+        ]
 
 
 def prepare_cohort(
@@ -39,62 +83,69 @@ def prepare_cohort(
     workers: int | None = None,
     scheduler: str | None = None,
 ) -> ImageFolder:
-    """Read a folder of pictures or volumes, split it by subject, and write a cohort to ``out``.
+    """Read a folder of pictures or volumes, find duplicates, split it by subject, and write a cohort to ``out``.
 
-    ``key`` (any bytes) makes the pseudonyms; by default a new random one is drawn and kept in the cohort's
-    ``private/`` folder. Pass the key of another cohort to give its patients the same pseudonyms. ``scheduler`` is
-    the address of a Dask scheduler that shares the file system; otherwise ``workers`` threads read.
+    ``settings`` come from `recipe_settings`. ``key`` (any bytes) makes the pseudonyms; by default a new random one is
+    drawn and kept in the cohort's ``private/`` folder. Pass the key of another cohort to give its patients the same
+    pseudonyms. ``scheduler`` is the address of a Dask scheduler that shares the file system; otherwise ``workers``
+    threads read. An interrupted preparation goes on where it was when it is called again.
 
     Returns the opened cohort; what was assumed, skipped or found leaking is in ``header.content`` (``notes``,
-    ``skipped``, ``leaks``). Raises an `InputError`, and leaves nothing behind, for sources, files or settings that
-    cannot be used.
+    ``skipped``, ``leaks``). Raises an `InputError` for sources, files or settings that cannot be used.
     """
     source, out = Path(source), Path(out)
     settings = settings or PrepareSettings()
-    plan, roles = plan_cohort(source=source, settings=settings, seed=seed)
-    with folders.new_folder(out, kind="cohort", settings=asdict(settings)):
-        key = secrets.token_bytes(32) if key is None else key
-        content, digest = _write_images(plan, roles, out, settings, key, workers, scheduler)
-        folders.finish_folder(
-            out,
-            kind="cohort",
-            settings=asdict(settings),
-            seed=seed,
-            inputs={"source": digest},
-            content=content,
-        )
+    draft = plan_cohort(source=source, settings=settings, seed=seed)
+    stored = _stored_settings(settings)
+    early = {name: value for name, value in stored.items() if name not in _LATE}
+    folders.begin_folder(out, kind="cohort", settings=early, resumable=True)
+    try:
+        prepared = _Preparation(out, draft, settings, seed)
+        prepared.load(workers, scheduler)
+        content = prepared.finish(secrets.token_bytes(32) if key is None else key)
+    except BaseException as error:
+        if folders.give_up_folder(out, nothing_made=lambda: not holds_finished_items(out)):
+            raise
+        if isinstance(error, InputError):
+            raise type(error)(f"{error} What was read so far stays in {out}: repeat the command to go on.") from error
+        raise
+    digest = content.pop("source_digest")
+    folders.finish_folder(out, kind="cohort", settings=stored, seed=seed, inputs={"source": digest}, content=content)
     return open_images(out)
 
 
-def plan_cohort(*, source: Path, settings: PrepareSettings, seed: int) -> tuple[Plan, TextArray]:
-    """What would be prepared: the recipe's plan and the role of each item. Raises as `prepare_cohort` does."""
+def _stored_settings(settings: PrepareSettings) -> dict[str, Any]:
+    """Settings for the header; of a recipe of the user's own only the name, since its path may tell of people."""
+    return asdict(settings) | {"recipe": find_recipe(settings.recipe).name}
+
+
+def plan_cohort(*, source: Path, settings: PrepareSettings, seed: int) -> Draft:
+    """What would be prepared. Raises as `prepare_cohort` does, as far as file names and headers tell."""
     settings.check()
     if seed < 0:
         raise SettingsError(f"--seed {seed}: give a whole number from 0 on.")
-    planner, _ = recipes.find_recipe(settings.recipe)
-    plan = planner(source, settings)
-    return plan, _plan_roles(plan, settings, seed)
-
-
-def describe_shared_subjects(plan: Plan, roles: TextArray) -> list[str]:
-    """A warning if subjects stand on both sides of the planned split; nothing has to be read for it."""
-    train, held = (
-        {item.subject for item, own in zip(plan.items, roles, strict=True) if own == role}
-        for role in ("train", "holdout")
-    )
-    shared = held & train
-    if not shared:
-        return []
-    return [
-        f"LEAK: {len(shared)} of the {len(held)} holdout patients also occur in train. See below for what it means."
-    ]
+    plan, reader = plan_source(source, settings)
+    roles = _plan_roles(plan, settings, seed)
+    if settings.limit is not None or settings.balance:
+        rows = draw_limited(
+            np.asarray([item.label for item in plan.items], dtype=np.str_),
+            roles,
+            limit=settings.limit,
+            balance=settings.balance,
+            shrink_holdout=settings.split == "redraw" and settings.holdout < 1,
+            seed=seed,
+        )
+        plan, roles = replace(plan, items=tuple(plan.items[row] for row in rows)), roles[rows]
+    return Draft(plan=plan, roles=roles, reader=reader, digest=_digest_plan(plan))
 
 
 def _plan_roles(plan: Plan, settings: PrepareSettings, seed: int) -> TextArray:
     """Role of each item: drawn by subject, or as the source's own folders say."""
     subjects = np.asarray([item.subject for item in plan.items], dtype=np.str_)
     if settings.split == "redraw":
-        return draw_holdout(subjects, share=settings.holdout, seed=seed)
+        labels = np.asarray([item.label for item in plan.items], dtype=np.str_)
+        strata = labels if settings.stratify else None
+        return draw_holdout(subjects, share=settings.holdout, seed=seed, strata=strata)
     roles = np.asarray([item.published for item in plan.items], dtype=np.str_)
     if (roles == "").any():
         name = plan.items[int(np.flatnonzero(roles == "")[0])].source
@@ -102,108 +153,266 @@ def _plan_roles(plan: Plan, settings: PrepareSettings, seed: int) -> TextArray:
     return roles
 
 
-def _write_images(
-    plan: Plan,
-    roles: TextArray,
-    out: Path,
-    settings: PrepareSettings,
-    key: bytes,
-    workers: int | None,
-    scheduler: str | None,
-) -> tuple[dict[str, Any], str]:
-    writer: ImageWriter | None = None
-    skipped: list[BadFile] = []
-    pairs: list[tuple[Item, str]] = []  # (item, role) of each image written
-    aspects: list[float] = []
-    first = plan.items[0]  # the item that sets channels, size and depth
-    hasher = hashlib.sha256()
-    for item, role, loaded in _load_all(plan, roles, settings, workers, scheduler):
-        if isinstance(loaded, BadFile):
-            skipped.append(loaded)
-            continue
-        if writer is not None:
-            odd = _find_odd(loaded, writer, item, first)
-            if odd and settings.on_bad_file == "error":
-                raise PictureError(odd)
-            if odd:
-                skipped.append(BadFile(item.source, odd))
-                continue
-        hasher.update(loaded.digest.encode())
-        aspects.append(loaded.aspect)
-        for image, index in zip(loaded.images, loaded.slices, strict=True):
-            if writer is None:
-                channels = plan.channels or channel_names(len(image))
-                writer = ImageWriter(
-                    out, channels=channels, height=image.shape[1], width=image.shape[2], dtype=image.dtype
-                )
-                first = item
-            writer.append(
-                image,
-                {
-                    "subject": pseudonym(key, "subject", item.subject),
-                    "source": pseudonym(key, "source", item.source),
-                    "slice": index,
-                    "label": item.label,
-                    "role": role,
-                },
-            )
-            pairs.append((item, role))
-    if writer is None:
-        raise InputError(_nothing_left(plan, skipped, settings))
-    content = writer.close()
-    leaks = _find_leaks(pairs, writer.columns["digest"])
-    _check_roles(pairs, settings)
-    _write_private(out, key, plan, skipped)
-    return content | {
-        "notes": [*_leak_notes(leaks), *plan.notes, *_split_notes(plan, settings)],
-        "leaks": leaks,
-        "skipped": len(skipped),
-        "items": len(plan.items),
-        "aspect_ratios": [min(aspects), max(aspects)],
-    }, hasher.hexdigest()
+def _digest_plan(plan: Plan) -> str:
+    """What an interrupted preparation must find again to go on: the same items from unchanged files."""
+    hasher = hashlib.sha256(f"{plan.channels} {plan.scale} {plan.mask_scale}".encode())
+    for item in plan.items:
+        hasher.update(f"\0{item.source}\0{item.subject}\0{item.label}".encode())
+        for channel, path in item.files:
+            with contextlib.suppress(OSError):  # said when it is read
+                status = path.stat()
+                hasher.update(f"\0{channel}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+    return hasher.hexdigest()
 
 
-def _load_one(indexed: Item, plan: Plan, settings: PrepareSettings) -> Loaded | BadFile:
-    _, load = recipes.find_recipe(settings.recipe)
+def _load_one(item: Item, *, plan: Plan, settings: PrepareSettings, reader: Reader) -> Loaded | BadFile:
+    """Load one item and describe its images, in a worker."""
     try:
-        return load(indexed, plan, settings)
+        loaded = load_item(item, plan=plan, settings=settings, reader=reader)
     except (PictureError, OSError) as error:
-        return BadFile(source=indexed.source, reason=str(error))
+        return BadFile(source=item.source, reason=str(error))
+    described = tuple(
+        replace(image, record=describe_pixels(image.pixels) | dict(image.record)) for image in loaded.images
+    )
+    return replace(loaded, images=described)
 
 
-def _load_all(
-    plan: Plan, roles: TextArray, settings: PrepareSettings, workers: int | None, scheduler: str | None
-) -> Iterator[tuple[Item, str, Loaded | BadFile]]:
-    # The workers need the plan's channels and scale, not its thousands of items.
-    load = functools.partial(_load_one, plan=replace(plan, items=()), settings=settings)
-    with (
-        contextlib.closing(map_in_order(load, plan.items, workers=workers, scheduler=scheduler)) as loaded,
-        show_progress("Preparing", total=len(plan.items), unit="items") as progress,
-    ):
-        for item, role, result in zip(plan.items, roles, loaded, strict=True):
-            if isinstance(result, BadFile) and settings.on_bad_file == "error":
-                raise PictureError(result.reason)
-            yield item, str(role), result
-            progress.advance()
+class _Preparation:
+    """One cohort in the making."""
+
+    def __init__(self, out: Path, draft: Draft, settings: PrepareSettings, seed: int) -> None:
+        self.out, self.draft, self.settings, self.seed = out, draft, settings, seed
+        self.plan = draft.plan
+        self.writer: ImageWriter | None = None
+        self.owners: list[int] = []  # item of each image
+        self.skipped: list[BadFile] = []
+        self.digests: list[str] = []
+        self.aspects: list[float] = []
+        self.remarks: Counter[str] = Counter()
+        self.first = self.plan.items[0]  # the item that sets channels, size and depth
+        self.journal = Journal(out, plan_digest=draft.digest)
+
+    def load(self, workers: int | None, scheduler: str | None) -> None:
+        """Read all items, but for those that an interrupted preparation has read."""
+        done = self._resume()
+        try:
+            with show_progress("Preparing", total=len(self.plan.items), unit=self.plan.unit) as progress:
+                progress.advance(done)
+                for number, loaded in enumerate(self._map(done, workers, scheduler), start=done):
+                    self._take(number, loaded)
+                    progress.advance()
+            if self.writer is not None:
+                self.writer.flush()
+                self.journal.catch_up(self.writer.written)
+        finally:
+            self.journal.close(remove=False)
+
+    def _map(self, done: int, workers: int | None, scheduler: str | None) -> Iterator[Loaded | BadFile]:
+        # The workers need the plan's channels and scale, not its thousands of items.
+        load = functools.partial(
+            _load_one, plan=replace(self.plan, items=()), settings=self.settings, reader=self.draft.reader
+        )
+        items = self.plan.items[done:]
+        with contextlib.closing(map_in_order(load, items, workers=workers, scheduler=scheduler)) as loaded:
+            yield from loaded
+
+    def _resume(self) -> int:
+        """Take in what the journal holds; gives the number of items that need not be read again."""
+        entries, self.journal.entries = self.journal.entries, []
+        for number, entry in enumerate(entries):
+            if "bad" in entry:
+                self._refuse(number, entry["bad"])
+            else:
+                self._note(number, entry)
+        if self.owners:
+            self.first = self.plan.items[self.owners[0]]
+            records = [_UNSETTLED | record for entry in entries for record in entry.get("records", ())]
+            channels = entries[self.owners[0]]["channels"]
+            self.writer = ImageWriter.resume(self.out, channels=channels, records=records)
+        return len(entries)
+
+    def _take(self, number: int, loaded: Loaded | BadFile) -> None:
+        item = self.plan.items[number]
+        if isinstance(loaded, Loaded):
+            odd = self._begin_or_compare(loaded, item)
+            loaded = BadFile(item.source, odd) if odd else loaded
+        if isinstance(loaded, BadFile):
+            self._refuse(number, loaded.reason)
+            entry: dict[str, Any] = {"bad": loaded.reason}
+        else:
+            entry = {
+                "digest": loaded.digest,
+                "aspect": loaded.aspect,
+                "remarks": list(loaded.remarks),
+                "records": [dict(image.record) for image in loaded.images],
+                "channels": list(self.writer.channels) if self.writer else [],
+            }
+            self._note(number, entry)
+            for image in loaded.images:
+                assert self.writer is not None  # noqa: S101 - made by the first image
+                self.writer.append(image.pixels, _UNSETTLED | dict(image.record))
+        self.journal.add(entry, images=len(self.owners), written=self.writer.written if self.writer else 0)
+
+    def _refuse(self, number: int, reason: str) -> None:
+        if self.settings.on_bad_file == "error":
+            raise PictureError(reason)
+        self.skipped.append(BadFile(self.plan.items[number].source, reason))
+
+    def _note(self, number: int, entry: Mapping[str, Any]) -> None:
+        self.owners += [number] * len(entry["records"])
+        self.digests.append(entry["digest"])
+        self.aspects.append(entry["aspect"])
+        self.remarks.update(entry["remarks"])
+
+    def _begin_or_compare(self, loaded: Loaded, item: Item) -> str:
+        """Begin the array with the first image; afterwards say what does not fit it, "" if all does."""
+        for image in loaded.images:
+            pixels = image.pixels
+            if self.writer is None:
+                channels = self.plan.channels or channel_names(len(pixels))
+                _, height, width = pixels.shape
+                self.writer = ImageWriter(self.out, channels=channels, height=height, width=width, dtype=pixels.dtype)
+                self.first = item
+            odd = _describe_misfit(pixels, self.writer, item.source, self.first.source)
+            if odd:
+                return odd
+        return ""
+
+    def finish(self, key: bytes) -> dict[str, Any]:
+        """Find duplicates, settle roles and subjects, write records and the private part; gives the content."""
+        if self.writer is None:
+            raise InputError(_nothing_left(self.plan, self.skipped, self.settings))
+        self.writer.flush()
+        subjects, roles, labels = self._columns()
+        stored = zarr.open_array(self.out / folders.IMAGES, mode="r")
+        duplicates = leaks.find_duplicates(
+            digests=self.writer.columns["digest"],
+            subjects=subjects,
+            channels=self.writer.channels,
+            read=functools.partial(read_rows, stored),
+            at_least=self.settings.near_duplicates,
+        )
+        merged, final = self._settle(duplicates, subjects, roles, labels)
+        named = {"subjects": subjects, "labels": labels, "roles": final}
+        counts = leaks.count_leaks(duplicates, **named)
+        table = leaks.tabulate_duplicates(duplicates, **named)
+        counts["merged_subjects"] = len(set(subjects.tolist())) - len(set(merged.tolist()))
+        counts["largest_merge"] = _largest_merge(subjects, merged)
+        self._fill_columns(key, merged, final, labels)
+        counts["dropped_images"] = 0
+        if self.settings.on_leak == "drop":
+            kept = np.setdiff1d(
+                np.arange(len(roles)), leaks.rows_to_drop(duplicates, subjects=subjects, labels=labels, roles=final)
+            )
+            counts["dropped_images"] = len(roles) - len(kept)
+            table = leaks.keep_pairs(table, kept)
+            self.journal.close(remove=True)  # it speaks of what is rewritten now
+            self.writer.keep(kept)
+            subjects, merged, final = subjects[kept], merged[kept], final[kept]
+        content = self.writer.close()
+        _check_roles(final, self.settings)
+        pq.write_table(table, self.out / folders.DUPLICATES)
+        leaks.draw_duplicates(
+            table,
+            channels=self.writer.channels,
+            read=functools.partial(read_rows, zarr.open_array(self.out / folders.IMAGES, mode="r")),
+            path=self.out / folders.DUPLICATES_SHEET,
+        )
+        _write_private(
+            self.out, key, self.plan, self.skipped, dict(zip(subjects.tolist(), merged.tolist(), strict=True))
+        )
+        self.journal.close(remove=True)
+        return content | self._describe(counts, merged)
+
+    def _settle(
+        self, duplicates: leaks.Duplicates, subjects: TextArray, roles: TextArray, labels: TextArray
+    ) -> tuple[TextArray, TextArray]:
+        """Subjects and roles as they shall be, given who shares a picture with whom."""
+        settings = self.settings
+        if settings.on_leak == "error":
+            named = {"subjects": subjects, "labels": labels, "roles": roles}
+            table = leaks.tabulate_duplicates(duplicates, **named)
+            leaks.refuse_leaks(leaks.count_leaks(duplicates, **named), naming=self._name_pair(table))
+        if settings.on_leak != "merge-subjects":
+            return subjects, roles
+        merged = leaks.merge_subjects(duplicates, subjects)
+        left, before = len(set(merged.tolist())), len(set(subjects.tolist()))
+        if left == before or settings.split == "keep":
+            return merged, roles
+        if left < 2 and settings.holdout > 0:
+            raise InputError(
+                f"all {before} subjects share pictures with one another, so they count as one and none can be held "
+                "out. Raise --near-duplicates, or pass --on-leak report."
+            )
+        strata = labels if settings.stratify else None
+        return merged, draw_holdout(merged, share=settings.holdout, seed=self.seed, strata=strata)
+
+    def _columns(self) -> tuple[TextArray, TextArray, TextArray]:
+        """Subject, role and class of each image, by the names of the source."""
+        items = [self.plan.items[owner] for owner in self.owners]
+        labels = self.writer.columns["label"] if self.writer else []
+        return (
+            np.asarray([item.subject for item in items], dtype=np.str_),
+            self.draft.roles[self.owners],
+            np.asarray(labels, dtype=np.str_),
+        )
+
+    def _fill_columns(self, key: bytes, subjects: TextArray, roles: TextArray, labels: TextArray) -> None:
+        assert self.writer is not None  # noqa: S101
+        known = functools.cache(functools.partial(pseudonym, key))
+        columns = self.writer.columns
+        columns["subject"] = [known("subject", name) for name in subjects.tolist()]
+        columns["source"] = [known("source", self.plan.items[owner].source) for owner in self.owners]
+        columns["role"] = roles.tolist()
+        columns["label"] = labels.tolist()
+
+    def _name_pair(self, table: pa.Table) -> str:
+        for pair in table.to_pylist():
+            if not (pair["same_role"] and pair["same_label"]):
+                a, b = (self.plan.items[self.owners[pair[side]]].source for side in ("first", "second"))
+                return f" (such as {a} and {b}, correlation {pair['similarity']:.3f})"
+        return ""
+
+    def _describe(self, counts: dict[str, int], subjects: TextArray) -> dict[str, Any]:
+        remarks = [
+            _REMARKS[name].format(count=count, total=len(self.digests)) for name, count in sorted(self.remarks.items())
+        ]
+        assert self.writer is not None  # noqa: S101
+        return {
+            "notes": [
+                *leaks.describe_leaks(counts, self.settings),
+                *_merge_notes(counts),
+                *remarks,
+                *self.plan.notes,
+                *_split_notes(self.plan, self.settings),
+            ],
+            "leaks": counts,
+            "skipped": len(self.skipped),
+            "items": len(self.plan.items),
+            "aspect_ratios": [min(self.aspects), max(self.aspects)],
+            "mask_names": dict(self.plan.mask_names),
+            "content_digest": _digest_content(self.writer.columns, subjects),
+            "source_digest": hashlib.sha256("".join(self.digests).encode()).hexdigest(),
+        }
 
 
-def _find_odd(loaded: Loaded, writer: ImageWriter, item: Item, first: Item) -> str:
-    """What is wrong with an item whose images do not fit those of the ``first``; "" if they do."""
+def read_rows(stored: Any, rows: IntArray) -> Pixels:
+    """Pixels of these rows (ascending) of a zarr array."""
+    if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
+        return np.asarray(stored[int(rows[0]) : int(rows[-1]) + 1])
+    return np.asarray(stored.oindex[rows])
+
+
+def _describe_misfit(image: Pixels, writer: ImageWriter, name: str, first: str) -> str:
+    """What is wrong with an image that does not fit those of the ``first`` item; "" if it does."""
     channels, height, width = len(writer.channels), writer.height, writer.width
-    for image in loaded.images:
-        if image.shape[0] != channels:
-            return (
-                f"{item.source} has {image.shape[0]} channels, {first.source} has {channels}. Pass --color gray or rgb."
-            )
-        if image.shape[1:] != (height, width):
-            return (
-                f"{item.source} is {image.shape[2]}×{image.shape[1]}, {first.source} is {width}×{height}. Pass --size."
-            )
-        if image.dtype != writer.dtype:
-            return (
-                f"{item.source} has {image.dtype.itemsize * 8} bits, {first.source} has {writer.dtype.itemsize * 8}. "
-                "Pass --depth 8 or 16."
-            )
+    if image.shape[0] != channels:
+        return f"{name} has {image.shape[0]} channels, {first} has {channels}. Pass --color gray or rgb."
+    if image.shape[1:] != (height, width):
+        return f"{name} is {image.shape[2]}×{image.shape[1]}, {first} is {width}×{height}. Pass --size."
+    if image.dtype != writer.dtype:
+        bits, wanted = (8 * dtype.itemsize for dtype in (image.dtype, writer.dtype))
+        return f"{name} has {bits} bits, {first} has {wanted}. Pass --depth 8 or 16."
     return ""
 
 
@@ -216,12 +425,31 @@ def _nothing_left(plan: Plan, skipped: Sequence[BadFile], settings: PrepareSetti
     )
 
 
-def _check_roles(pairs: Sequence[tuple[Item, str]], settings: PrepareSettings) -> None:
-    roles = {role for _, role in pairs}
-    if "train" not in roles:
-        raise InputError("no image is left for training. Lower --holdout or add subjects.")
-    if "holdout" not in roles and settings.holdout > 0:
-        raise InputError("no holdout image is left. Raise --holdout, add subjects, or pass --holdout 0.")
+def _largest_merge(subjects: TextArray, merged: TextArray) -> int:
+    """Subjects in the largest group that became one; 0 if none did."""
+    members = Counter(name for _, name in set(zip(subjects.tolist(), merged.tolist(), strict=True)))
+    largest = max(members.values())
+    return largest if largest > 1 else 0
+
+
+def _merge_notes(counts: Mapping[str, int]) -> list[str]:
+    if not counts["merged_subjects"]:
+        return []
+    return [
+        f"{counts['merged_subjects']} subjects were merged into others who share a picture with them, so that none "
+        f"stands on both sides (the largest group: {counts['largest_merge']} subjects). Pass --on-leak report to keep "
+        "them apart, or a higher --near-duplicates if images of different patients are this much alike."
+    ]
+
+
+def _check_roles(roles: TextArray, settings: PrepareSettings) -> None:
+    there = set(roles.tolist())
+    if "train" not in there:
+        raise InputError("no image is left for training. Lower --holdout, raise --near-duplicates, or add subjects.")
+    if "holdout" not in there and settings.holdout > 0:
+        raise InputError(
+            "no holdout image is left. Raise --holdout or --near-duplicates, add subjects, or pass --holdout 0."
+        )
 
 
 def pseudonym(key: bytes, purpose: str, text: str) -> str:
@@ -229,42 +457,13 @@ def pseudonym(key: bytes, purpose: str, text: str) -> str:
     return purpose[0] + hmac.new(key, f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()[:12]
 
 
-def _find_leaks(pairs: Sequence[tuple[Item, str]], digests: Sequence[str]) -> dict[str, int]:
-    """Subjects and pixel-identical images that stand on both sides."""
-    seen = {item.subject for item, role in pairs if role == "train"}
-    held = {item.subject for item, role in pairs if role == "holdout"}
-    train_digests = {digest for (_, role), digest in zip(pairs, digests, strict=True) if role == "train"}
-    twins = [
-        digest
-        for (_, role), digest in zip(pairs, digests, strict=True)
-        if role == "holdout" and digest in train_digests
-    ]
-    return {
-        "shared_subjects": len(seen & held),
-        "holdout_subjects": len(held),
-        "shared_holdout_images": sum(role == "holdout" and item.subject in seen for item, role in pairs),
-        "holdout_images": sum(role == "holdout" for _, role in pairs),
-        "identical_holdout_images": len(twins),
-        "redundant_images": len(digests) - len(set(digests)),
-    }
-
-
-def _leak_notes(leaks: dict[str, int]) -> list[str]:
-    notes = []
-    if leaks["shared_subjects"]:
-        notes.append(
-            f"LEAK: {leaks['shared_subjects']} of the {leaks['holdout_subjects']} holdout patients also occur in train "
-            f"({leaks['shared_holdout_images']} of {leaks['holdout_images']} holdout images). An audit leaves these "
-            "patients out of its holdout; use --split redraw to split by patient."
-        )
-    if leaks["identical_holdout_images"]:
-        notes.append(
-            f"LEAK: {leaks['identical_holdout_images']} holdout images are pixel-identical to a train image. "
-            "An audit leaves them out of its holdout."
-        )
-    if leaks["redundant_images"]:
-        notes.append(f"{leaks['redundant_images']} images are pixel-identical copies of another image.")
-    return notes
+def _digest_content(columns: Mapping[str, Sequence[Any]], subjects: TextArray) -> str:
+    """Digest of images, classes, roles and who belongs to whom, which does not depend on the pseudonym key."""
+    _, first, number = np.unique(subjects, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(first))[number].tolist()  # subjects by first appearance
+    named = ("digest", "slice", "label", "role", "affine")
+    rows = zip(order, *(columns[name] for name in named), strict=True)
+    return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
 
 
 def _split_notes(plan: Plan, settings: PrepareSettings) -> list[str]:
@@ -275,18 +474,20 @@ def _split_notes(plan: Plan, settings: PrepareSettings) -> list[str]:
     return []
 
 
-def _write_private(out: Path, key: bytes, plan: Plan, skipped: Sequence[BadFile]) -> None:
+def _write_private(out: Path, key: bytes, plan: Plan, skipped: Sequence[BadFile], merged: Mapping[str, str]) -> None:
     """What names patients: the key, and which pseudonym is whom. Readable by the owner alone."""
     private = out / folders.PRIVATE
-    private.mkdir(mode=0o700)
+    known: Callable[[str, str], str] = functools.cache(functools.partial(pseudonym, key))
+    # Only of what the cohort holds: a subject whose images are all gone leaves no trace.
+    items = [item for item in plan.items if item.subject in merged]
     table = {
-        "source": [pseudonym(key, "source", item.source) for item in plan.items],
-        "path": [item.source for item in plan.items],
-        "subject": [pseudonym(key, "subject", item.subject) for item in plan.items],
-        "identifier": [item.subject for item in plan.items],
+        "source": [known("source", item.source) for item in items],
+        "path": [item.source for item in items],
+        "subject": [known("subject", merged[item.subject]) for item in items],
+        "identifier": [item.subject for item in items],
     }
     pq.write_table(pa.table(table), private / folders.SOURCES)
-    with os.fdopen(os.open(private / folders.KEY, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as stream:
+    with os.fdopen(os.open(private / folders.KEY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
         stream.write(key)
     folders.write_json(private / folders.SKIPPED, [vars(bad) for bad in skipped])
     for path in private.iterdir():

@@ -11,27 +11,53 @@ from unalike.images.pictures import Color
 from unalike.images.volumes import Axis
 
 OnBadFile = Literal["error", "skip"]
+OnLeak = Literal["merge-subjects", "drop", "error", "report"]
 Split = Literal["redraw", "keep"]
+SliceChoice = Literal["content", "lesion"]
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """Everything that decides what a cohort holds; saved in its header."""
+    """Everything that decides what a cohort holds; saved in its header.
+
+    The defaults are those of the recipes folder and nifti. Other recipes have their own: build their settings with
+    `unalike.recipe_settings`.
+    """
 
     recipe: str = "folder"
-    """How the source is laid out: folder (pictures) or nifti (volumes)."""
+    """How the source is laid out; `unalike recipes` lists them. Or a TOML file with a recipe of your own."""
 
     size: int | None = None
     """Height and width of every image in pixels; without it, pictures keep their size and must all be alike."""
 
     holdout: float = 0.2
-    """Share of the subjects that no generator will see, drawn by subject."""
+    """Subjects that no generator will see, drawn at random: a share below 1, or from 1 on how many."""
+
+    stratify: bool = False
+    """Draw the holdout within each class, so that every class is held out alike."""
+
+    limit: int | None = None
+    """Keep at most this many pictures or scans for train, drawn at random; a holdout share shrinks with it."""
+
+    balance: bool = False
+    """Keep equally many pictures or scans of each class, drawn at random."""
+
+    classes: tuple[str, ...] = ()
+    """Take these classes only; default all that the recipe takes."""
+
+    on_leak: OnLeak = "merge-subjects"
+    """What to do where subjects of different names share a picture, near duplicates and mirrored ones included:
+    merge them into one, drop the images, stop with an error, or only report."""
+
+    near_duplicates: float = 0.97
+    """Images of different subjects that correlate at least this much count as duplicates; 0 looks for none."""
 
     split: Split = "redraw"
     """redraw the roles by subject, or keep the train and test folders of the source."""
 
     subject_pattern: str | None = None
-    """Regular expression over the path below SOURCE whose first group (or whole match) names the patient."""
+    """Regular expression over the path below SOURCE whose first group (or whole match) names the patient; default
+    what the recipe says."""
 
     labels: bool = True
     """Pictures: take the innermost folder name as the class; --no-labels if folder names identify patients."""
@@ -46,16 +72,24 @@ class PrepareSettings:
     """Pictures: keep gray or colour as they are, or turn all into gray or rgb."""
 
     depth: Literal["auto", "8", "16"] = "auto"
-    """Pictures: bits per pixel; auto keeps what the files have."""
+    """Bits per pixel; auto keeps what pictures have, and scales volumes to 8."""
+
+    crop_borders: bool = False
+    """Pictures: crop black borders before fitting."""
 
     channel_pattern: str | None = None
-    """Volumes: regular expression over the path whose first group (or whole match) names the channel."""
+    """Volumes: regular expression over the path (DICOM: the series description) whose first group (or whole match)
+    names the channel."""
 
     channels: tuple[str, ...] = ()
     """Volumes: channels to take, in this order; without it, all that are found."""
 
     mask_scale: int = 51
-    """Volumes: gray levels per label of the mask (1, 2, 4 become 51, 102, 204 as in Akbar et al. 2025)."""
+    """Volumes: gray levels per label of the mask (1, 2, 4 become 51, 102, 204 as in Akbar et al. 2025); 0 spreads the
+    labels over the whole range."""
+
+    mask_labels: tuple[int, ...] = ()
+    """Volumes: labels that a mask may hold besides 0; a volume with others is refused. Default any."""
 
     axis: Axis = "axial"
     """Volumes: slice along this anatomical axis."""
@@ -69,18 +103,59 @@ class PrepareSettings:
     least_content: float = 0.15
     """Volumes: keep slices with at least this share of content pixels (before padding)."""
 
+    spacing: tuple[float, float, float] | None = None
+    """Volumes: resample to voxels of this size in millimetres (right, anterior, superior). Default: as they are."""
+
+    crop: tuple[int, int, int] | None = None
+    """Volumes: crop (or zero-pad) to this many voxels around the middle, after resampling."""
+
+    resample_channels: bool = False
+    """Volumes: bring channels onto the grid of the first; without it, channels on different grids are refused."""
+
+    slice_choice: SliceChoice = "content"
+    """Volumes: slices with enough content; or one slice, with most of the lesion or else the organ's median."""
+
+    window: tuple[float, float] | None = None
+    """DICOM: center and width of the gray window, in the units after rescaling (Hounsfield for CT). Default:
+    percentiles."""
+
+    derived: bool = False
+    """DICOM: take derived, secondary and localizer series too."""
+
     slices: int | None = None
     """Volumes: keep at most this many slices per volume, evenly spaced; 1 is the middle one. Default: all."""
 
     def check(self) -> None:
         """Raise `SettingsError` for a value that makes no sense."""
-        if self.size is not None and not 4 <= self.size <= 4096:
-            raise SettingsError(f"--size {self.size}: give 4 to 4096 pixels.")
-        if self.slices is not None and self.slices < 1:
-            raise SettingsError(f"--slices {self.slices}: give 1 or more.")
-        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise SettingsError(f"--percentiles {self.percentiles}: give two rising numbers from 0 to 100.")
-        if not 0 <= self.least_content <= 1:
-            raise SettingsError(f"--least-content {self.least_content}: give a share from 0 to 1.")
-        if not 0 < self.mask_scale <= 255:
-            raise SettingsError(f"--mask-scale {self.mask_scale}: give 1 to 255.")
+        for wrong, message in (
+            (self.size is not None and not 4 <= self.size <= 4096, f"--size {self.size}: give 4 to 4096 pixels."),
+            (self.slices is not None and self.slices < 1, f"--slices {self.slices}: give 1 or more."),
+            (self.limit is not None and self.limit < 1, f"--limit {self.limit}: give 1 or more."),
+            (
+                not 0 <= self.percentiles[0] < self.percentiles[1] <= 100,
+                f"--percentiles {self.percentiles}: give two rising numbers from 0 to 100.",
+            ),
+            (
+                not 0 <= self.least_content <= 1,
+                f"--least-content {self.least_content}: give a share from 0 to 1.",
+            ),
+            (not 0 <= self.mask_scale <= 255, f"--mask-scale {self.mask_scale}: give 0 to 255."),
+            (
+                self.near_duplicates != 0 and not 0.5 <= self.near_duplicates <= 1,
+                f"--near-duplicates {self.near_duplicates}: give a correlation from 0.5 to 1, or 0 to look for none.",
+            ),
+            (
+                self.spacing is not None and not all(0.05 <= step <= 50 for step in self.spacing),
+                f"--spacing {self.spacing}: give three sizes from 0.05 to 50 mm.",
+            ),
+            (
+                self.crop is not None and not all(1 <= side <= 4096 for side in self.crop),
+                f"--crop {self.crop}: give three sides from 1 to 4096 voxels.",
+            ),
+            (
+                self.window is not None and not self.window[1] >= 1,
+                f"--window {self.window}: give a width of 1 or more.",
+            ),
+        ):
+            if wrong:
+                raise SettingsError(message)

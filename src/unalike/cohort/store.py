@@ -35,8 +35,23 @@ SCHEMA = pa.schema(
         ("digest", pa.string()),  # SHA-256 of the pixels: equal digests are pixel-identical images
         ("sums", pa.list_(pa.int64())),  # Σa of each channel
         ("squares", pa.list_(pa.int64())),  # Σa² of each channel
+        # Where a real image came from (see `geometry.Placement`); empty for synthetic ones.
+        ("source_size", pa.list_(pa.int32())),  # height and width of the source's plane
+        ("scale", pa.list_(pa.float64())),  # source row (column) = scale · row (column) + offset
+        ("offset", pa.list_(pa.float64())),
+        ("affine", pa.list_(pa.float64())),  # slices: 4 × 4, row by row, (column, row, 0, 1) → RAS mm
     ]
 )
+
+_BLANK: dict[str, Any] = {
+    "slice": -1,
+    "label": "",
+    "seed": -1,
+    "source_size": [],
+    "scale": [],
+    "offset": [],
+    "affine": [],
+}
 
 # Chunks near 32 MiB: large enough to read at disk speed, small enough to hold a few in memory.
 CHUNK_BYTES = 32 * 2**20
@@ -160,8 +175,8 @@ def _check_chunks(opened: ImageFolder) -> None:
             raise FolderError(f"{chunk} is missing or cut short. Make {opened.path} again.")
 
 
-def verify_images(opened: ImageFolder) -> None:
-    """Compare every image with the digest in its record; reads all pixels.
+def verify_images(opened: ImageFolder) -> Iterator[Pixels]:
+    """Yield all images, block by block, once each is compared with the digest in its record.
 
     Raises `FolderError` naming the first image that was changed.
     """
@@ -170,12 +185,19 @@ def verify_images(opened: ImageFolder) -> None:
         for index, image in enumerate(block, start=first):
             if digest_pixels(image) != digests[index]:
                 raise FolderError(f"{opened.path}: image {index} was changed since it was made. Make the folder again.")
+        yield block
 
 
 def digest_pixels(image: Pixels) -> str:
     """SHA-256 of one image's shape, depth and pixels."""
     head = f"{image.shape}{image.dtype.str}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def describe_pixels(image: Pixels) -> dict[str, Any]:
+    """Digest and sums of one image (C, H, W), as fields of its record."""
+    sums, squares = sum_pixels(image[None])
+    return {"digest": digest_pixels(image), "sums": sums[0].tolist(), "squares": squares[0].tolist()}
 
 
 def chunk_images(channels: int, height: int, width: int, dtype: np.dtype[Any]) -> int:
@@ -212,13 +234,41 @@ class ImageWriter:
         self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
         self.waiting: list[Pixels] = []
 
+    @classmethod
+    def resume(cls, out: Path, *, channels: Sequence[str], records: Sequence[Mapping[str, Any]]) -> ImageWriter:
+        """Go on after the images of ``records``, which a writer before wrote to ``out``; later ones are forgotten.
+
+        Raises `FolderError` if an image is not what its record says.
+        """
+        for stale in (out / folders.IMAGES).rglob("*.partial"):  # of a chunk that was being written
+            stale.unlink()
+        array = zarr.open_array(out / folders.IMAGES, mode="r+", config={"write_empty_chunks": True})
+        writer = cls.__new__(cls)
+        writer.out, writer.channels, writer.array = out, tuple(channels), array
+        writer.height, writer.width, writer.dtype = int(array.shape[2]), int(array.shape[3]), np.dtype(array.dtype)
+        writer.chunk = int(array.chunks[0])
+        writer.columns = {name: [(_BLANK | dict(record))[name] for record in records] for name in SCHEMA.names}
+        whole = len(records) // writer.chunk * writer.chunk
+        writer.waiting = list(np.asarray(array[whole : len(records)]))
+        for image, record in zip(writer.waiting, records[whole:], strict=False):
+            if digest_pixels(image) != record["digest"]:
+                raise FolderError(f"{out} holds a damaged image. Remove the folder and begin again.")
+        if len(writer.waiting) != len(records) - whole:
+            raise FolderError(f"{out} has lost images. Remove the folder and begin again.")
+        return writer
+
+    @property
+    def written(self) -> int:
+        """Images that are on disk: the others wait for their chunk to be full."""
+        return len(self.columns["digest"]) - len(self.waiting)
+
     def append(self, image: Pixels, record: Mapping[str, Any]) -> None:
-        """Add one image (C, H, W) with its record; digest and sums are computed here."""
+        """Add one image (C, H, W) with its record; digest and sums are computed here unless the record has them."""
         if image.shape != (len(self.channels), self.height, self.width) or image.dtype != self.dtype:
             raise ValueError(f"image {image.shape} {image.dtype} does not fit the folder")
-        sums, squares = sum_pixels(image[None])
-        full = {"slice": -1, "label": "", "seed": -1} | dict(record)
-        full |= {"digest": digest_pixels(image), "sums": sums[0].tolist(), "squares": squares[0].tolist()}
+        full = _BLANK | dict(record)
+        if "digest" not in full:
+            full |= describe_pixels(image)
         for name in SCHEMA.names:
             self.columns[name].append(full[name])
         self.waiting.append(image)
@@ -226,17 +276,30 @@ class ImageWriter:
             self._flush()
 
     def _flush(self) -> None:
-        begin = self.array.shape[0]
+        begin = self.written
         self.array.resize((begin + len(self.waiting), len(self.channels), self.height, self.width))
         self.array[begin:] = np.stack(self.waiting)
         self.waiting = []
 
-    def close(self, *, roles: Sequence[str] | None = None) -> dict[str, Any]:
-        """Write what is waiting and the records; ``roles`` replaces the column, when it is drawn last."""
+    def flush(self) -> None:
+        """Write what is waiting, though it fills no chunk. Nothing may be appended afterwards."""
         if self.waiting:
             self._flush()
-        if roles is not None:
-            self.columns["role"] = list(roles)
+        elif self.array.shape[0] != self.written:  # what an interrupted writer had begun beyond
+            self.array.resize((self.written, *self.array.shape[1:]))
+
+    def keep(self, rows: IntArray) -> None:
+        """Keep only these images (ascending), in place: the array is rewritten chunk by chunk."""
+        self.flush()
+        for begin in range(0, len(rows), self.chunk):
+            part = rows[begin : begin + self.chunk]  # never before where it goes: what is overwritten was read
+            self.array[begin : begin + len(part)] = self.array.oindex[part]
+        self.columns = {name: [values[row] for row in rows.tolist()] for name, values in self.columns.items()}
+        self.array.resize((len(rows), *self.array.shape[1:]))
+
+    def close(self) -> dict[str, Any]:
+        """Write what is waiting and the records; gives the first part of the header's content."""
+        self.flush()
         pq.write_table(pa.table(self.columns, schema=SCHEMA), self.out / folders.RECORDS)
         return {
             "channels": list(self.channels),

@@ -49,3 +49,28 @@ def draw_contact_sheet(
         sheet.paste(strip, (0, top))
         top += strip.height
     return sheet
+
+
+def draw_pairs(
+    pairs: Sequence[tuple[str, npt.NDArray[Any], npt.NDArray[Any]]],
+    *,
+    channels: Sequence[str],
+    cell: int = 128,
+    per_row: int = 4,
+) -> Image.Image:
+    """Draw titled pairs of images (C, H, W) side by side, several pairs a row, each image ``cell`` pixels wide."""
+    tiles = []
+    for title, *images in pairs:
+        drawn = [flatten_channels(image, channels) for image in images]
+        sized = [tile.resize((cell, max(1, tile.height * cell // tile.width))) for tile in drawn]
+        pair = Image.new("RGB", (2 * cell + 3 * _GAP, _HEAD + sized[0].height + _GAP), "white")
+        ImageDraw.Draw(pair).text((_GAP, 1), title, fill="black")
+        for place, tile in enumerate(sized):
+            pair.paste(tile, (_GAP + place * (cell + _GAP), _HEAD))
+        tiles.append(pair)
+    width, height = tiles[0].size
+    rows = -(-len(tiles) // per_row)
+    sheet = Image.new("RGB", (width * min(per_row, len(tiles)), height * rows), "white")
+    for number, tile in enumerate(tiles):
+        sheet.paste(tile, (number % per_row * width, number // per_row * height))
+    return sheet

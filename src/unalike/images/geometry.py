@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -43,8 +45,78 @@ def fit_plane(plane: npt.NDArray[Any], size: int, *, fit: Fit, labels: bool = Fa
     ``pad`` scales the longer side to ``size`` and pads with zeros, ``crop`` scales the shorter side and crops,
     ``stretch`` scales both sides alone.
     """
-    if fit == "stretch":
-        return resize_plane(plane, size, size, labels=labels)
-    longest = max(plane.shape) if fit == "pad" else min(plane.shape)
-    height, width = (max(1, round(side * size / longest)) for side in plane.shape)
+    height, width = fitted_shape(plane.shape, size, fit=fit)
     return center(resize_plane(plane, height, width, labels=labels), size, size)
+
+
+def fitted_shape(shape: Sequence[int], size: int, *, fit: Fit) -> tuple[int, int]:
+    """(height, width) to which `fit_plane` scales a plane before it pads or crops to size × size."""
+    if fit == "stretch":
+        return size, size
+    longest = max(shape) if fit == "pad" else min(shape)
+    height, width = (max(1, round(side * size / longest)) for side in shape)
+    return height, width
+
+
+def find_content(pixels: npt.NDArray[Any]) -> tuple[slice, slice] | None:
+    """Rows and columns of what is not 0 in an image (C, H, W); None if all is 0."""
+    lit = (pixels != 0).any(axis=0)
+    rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
+    if not len(rows):
+        return None
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image came from: source row = scale[0] · row + offset[0], and the same for columns.
+
+    Coordinates are those of pixel centres, the first pixel's being 0. With it a slice can be written back into its
+    volume, or a crop onto its picture.
+    """
+
+    source: tuple[int, int]
+    """Height and width of the source's plane, in pixels."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    offset: tuple[float, float] = (0.0, 0.0)
+
+    @classmethod
+    def of(cls, shape: Sequence[int]) -> Placement:
+        """The plane itself: nothing was done yet."""
+        return cls(source=(int(shape[0]), int(shape[1])))
+
+    def _then(self, scale: Sequence[float], offset: Sequence[float]) -> Placement:
+        """The next step's coordinates in those of this one: this ∘ (scale · x + offset)."""
+        new_scale = tuple(a * b for a, b in zip(self.scale, scale, strict=True))
+        new_offset = tuple(a * b + c for a, b, c in zip(self.scale, offset, self.offset, strict=True))
+        return Placement(self.source, (new_scale[0], new_scale[1]), (new_offset[0], new_offset[1]))
+
+    def cropped(self, top: int, left: int) -> Placement:
+        """After rows above ``top`` and columns left of ``left`` were cut off (negative: padded)."""
+        return self._then((1.0, 1.0), (top, left))
+
+    def resized(self, before: Sequence[int], after: Sequence[int]) -> Placement:
+        """After resizing from (height, width) ``before`` to ``after``: outer edges stay."""
+        steps = [old / new for old, new in zip(before, after, strict=True)]
+        return self._then(steps, [(step - 1) / 2 for step in steps])
+
+    def centered(self, before: Sequence[int], after: Sequence[int]) -> Placement:
+        """After `center` padded or cropped from (height, width) ``before`` to ``after``."""
+        cut = [max(old - new, 0) // 2 - max(new - old, 0) // 2 for old, new in zip(before, after, strict=True)]
+        return self.cropped(cut[0], cut[1])
+
+    def fitted(self, shape: Sequence[int], size: int, *, fit: Fit) -> Placement:
+        """After `fit_plane` brought a plane of ``shape`` to size × size."""
+        inner = fitted_shape(shape, size, fit=fit)
+        return self.resized(shape, inner).centered(inner, (size, size))
+
+    def as_record(self) -> dict[str, Any]:
+        """As columns of a cohort's records."""
+        return {"source_size": list(self.source), "scale": list(self.scale), "offset": list(self.offset)}
+
+    def as_matrix(self, index: int) -> npt.NDArray[np.float64]:
+        """(4, 4) matrix from (column, row, 0, 1) of the image to (column, row, slice ``index``, 1) of its stack."""
+        matrix = np.eye(4)
+        matrix[0, 0], matrix[1, 1] = self.scale[1], self.scale[0]
+        matrix[:3, 3] = self.offset[1], self.offset[0], index
+        return matrix

@@ -42,7 +42,7 @@ def read_picture(path: Path, *, color: Color = "auto") -> Pixels:
     except Exception as error:  # decoders raise whatever they like on damaged files
         kind = "is not a picture" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
         raise PictureError(f"{path} {kind}. Remove the file or pass --on-bad-file skip.") from error
-    return _convert(array, color)
+    return convert_color(array, color)
 
 
 def _refuse_huge(path: Path, height: int, width: int) -> None:
@@ -132,7 +132,8 @@ def _as_unsigned(path: Path, array: npt.NDArray[Any]) -> Pixels:
     raise PictureError(f"{path} holds {array.dtype} pixels. Save it with 8 or 16 unsigned bits.")
 
 
-def _convert(array: Pixels, color: Color) -> Pixels:
+def convert_color(array: Pixels, color: Color) -> Pixels:
+    """The same picture (C, H, W) in gray (ITU-R 601 luma), colour, or (``auto``) as it is."""
     if color == "rgb" and len(array) == 1:
         return np.repeat(array, 3, axis=0)
     if color == "gray" and len(array) == 3:

@@ -1,8 +1,11 @@
-"""`inspect_folder`: what a folder of ours holds, in words and one picture."""
+"""`inspect_folder`: what a folder of ours holds, in words and pictures."""
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +13,24 @@ import numpy as np
 
 from unalike import folders
 from unalike.cohort.store import ImageFolder, open_images, verify_images
+from unalike.engine import show_progress
 from unalike.errors import FolderError
 from unalike.images.contact import draw_contact_sheet
 from unalike.records import IntArray
 
-_PER_ROW = 8
+_PER_ROW, _ROWS = 8, 6
+_LEVELS = 256
+_BARS = "▁▂▃▄▅▆▇█"
 
 
-def inspect_folder(folder: str | Path, *, sheet: str | Path | None = None) -> dict[str, Any]:
+def inspect_folder(folder: str | Path, *, pictures: str | Path | None = None) -> dict[str, Any]:
     """Facts about a cohort, samples, run, audit or demo folder, ready to print or to turn into JSON.
 
-    For cohorts and samples a contact sheet (PNG) is written to ``sheet``, by default into the folder.
+    For cohorts and samples every image is compared with its digest, and a contact sheet of each role and class and a
+    histogram (PNG) are written to the folder ``pictures``, by default the folder itself. They show patients where the
+    images do.
 
-    Raises `FolderError` if the folder is none of ours or unfinished.
+    Raises `FolderError` if the folder is none of ours, unfinished, or damaged.
     """
     folder = Path(folder)
     kind = folders.kind_of(folder) if folder.is_dir() else None
@@ -37,9 +45,7 @@ def inspect_folder(folder: str | Path, *, sheet: str | Path | None = None) -> di
         "seed": header.seed,
     }
     if kind in {"cohort", "samples"}:
-        opened = open_images(folder, kind=kind)
-        verify_images(opened)
-        facts |= _describe_images(opened, Path(sheet) if sheet else None)
+        facts |= _describe_images(open_images(folder, kind=kind), Path(pictures) if pictures else folder)
     elif kind == "audit":
         content = header.content
         facts |= {
@@ -55,10 +61,11 @@ def inspect_folder(folder: str | Path, *, sheet: str | Path | None = None) -> di
     return facts
 
 
-def _describe_images(images: ImageFolder, sheet: Path | None) -> dict[str, Any]:
+def _describe_images(images: ImageFolder, pictures: Path) -> dict[str, Any]:
     roles = images.column("role")
     subjects = images.column("subject")
-    labels = Counter(images.column("label").tolist())
+    labels = images.column("label")
+    content = images.header.content
     facts: dict[str, Any] = {
         "images": len(images),
         "size": f"{images.size[1]}×{images.size[0]} pixels, {images.dtype}",
@@ -66,50 +73,122 @@ def _describe_images(images: ImageFolder, sheet: Path | None) -> dict[str, Any]:
         "images_per_role": {str(role): int((roles == role).sum()) for role in np.unique(roles)},
         "subjects_per_role": {str(role): len(np.unique(subjects[roles == role])) for role in np.unique(roles)},
     }
-    if set(labels) != {""}:
-        facts["images_per_class"] = dict(sorted(labels.items()))
-    facts["gray_levels"] = _describe_levels(images)
-    notes = images.header.content.get("notes", [])
-    if notes:
-        facts["notes"] = notes
-    facts["contact_sheet"] = str(_draw_sheet(images, sheet or images.path / folders.CONTACT_SHEET))
+    if set(labels.tolist()) != {""}:
+        facts["images_per_class"] = dict(sorted(Counter(labels.tolist()).items()))
+        pairs = Counter(zip(roles.tolist(), labels.tolist(), strict=True))
+        facts["images_per_role_and_class"] = {f"{role} {label}": pairs[role, label] for role, label in sorted(pairs)}
+    spacing = _describe_spacing(images)
+    if spacing:
+        facts["spacing"] = spacing
+    counts = _count_levels(images)
+    facts["gray_levels"] = _describe_levels(images, counts)
+    facts["histogram"] = {name: row.tolist() for name, row in zip(images.channels, counts, strict=True)}
+    for name in ("mask_names", "leaks", "removals", "skipped", "notes"):
+        if content.get(name):
+            facts[name] = content[name]
+    facts["contact_sheets"] = _draw_sheets(images, pictures / folders.CONTACT_SHEETS)
+    facts["histogram_picture"] = str(_draw_histogram(images, counts, pictures / folders.HISTOGRAM))
+    if (images.path / folders.DUPLICATES_SHEET).is_file():
+        facts["duplicates_picture"] = str(images.path / folders.DUPLICATES_SHEET)
     return facts
 
 
-def _describe_levels(images: ImageFolder) -> dict[str, str]:
-    """Mean and standard deviation of each channel, from the exact sums in the records."""
+def _describe_spacing(images: ImageFolder) -> str:
+    """Size of a stored pixel in millimetres, where images are slices in space."""
+    affines = [row for row in images.records["affine"].to_pylist() if row]
+    if not affines:
+        return ""
+    steps = np.linalg.norm(np.asarray(affines).reshape(-1, 4, 4)[:, :3, :3], axis=1)  # (n, 3): column, row, slice
+    low, high = steps.min(axis=0), steps.max(axis=0)
+    parts = [f"{a:.3g}" if np.isclose(a, b) else f"{a:.3g} to {b:.3g}" for a, b in zip(low, high, strict=True)]
+    return f"{parts[1]} × {parts[0]} mm a pixel (rows × columns), slices {parts[2]} mm apart"
+
+
+def _count_levels(images: ImageFolder) -> IntArray:
+    """Histogram (C, 256) of each channel; every image is verified on the way."""
+    counts = np.zeros((len(images.channels), _LEVELS), np.int64)
+    with show_progress("Verifying", total=len(images), unit="images") as progress:
+        for block in verify_images(images):
+            for channel in range(block.shape[1]):
+                plane = block[:, channel]
+                levels = (plane >> 8).astype(np.uint8) if plane.dtype == np.uint16 else plane
+                counts[channel] += np.bincount(levels.ravel(), minlength=_LEVELS)
+            progress.advance(len(block))
+    return counts
+
+
+def _describe_levels(images: ImageFolder, counts: IntArray) -> dict[str, str]:
+    """A small histogram, and mean and standard deviation of each channel, from the exact sums in the records."""
     pixels = len(images) * images.size[0] * images.size[1]
     sums, squares = (images.numbers(name).sum(axis=0).astype(float) for name in ("sums", "squares"))
     spread = np.sqrt(np.maximum(squares / pixels - (sums / pixels) ** 2, 0))
     return {
-        name: f"mean {mean:.1f}, standard deviation {deviation:.1f}"
-        for name, mean, deviation in zip(images.channels, sums / pixels, spread, strict=True)
+        name: f"{_draw_bars(row)} mean {mean:.1f}, standard deviation {deviation:.1f}"
+        for name, row, mean, deviation in zip(images.channels, counts, sums / pixels, spread, strict=True)
     }
 
 
-def _draw_sheet(images: ImageFolder, path: Path) -> Path:
-    """One row per role and class: first images of evenly spread subjects."""
-    roles, labels, subjects = (images.column(name) for name in ("role", "label", "subject"))
-    rows = []
-    for role in np.unique(roles):
-        for label in np.unique(labels[roles == role]):
-            here = np.flatnonzero((roles == role) & (labels == label))
-            _, first = np.unique(subjects[here], return_index=True)
-            firsts = here[np.sort(first)]
-            middle = [_middle(here[subjects[here] == subjects[row]]) for row in _spread(firsts)]
-            title = f"{role} {label}".strip() + f": {len(here)} images of {len(firsts)} subjects"
-            rows.append((title, images.read(np.asarray(middle))))
-    try:
-        draw_contact_sheet(rows, channels=images.channels).save(path)
-    except OSError as error:
-        raise FolderError(f"{path} cannot be written ({error.strerror or error}). Choose another --sheet.") from error
+def _draw_bars(counts: IntArray) -> str:
+    """32 bars of text, from black to white; heights are square roots, so that few bright pixels still show."""
+    heights = np.sqrt(counts.reshape(32, -1).sum(axis=1))
+    return "".join(_BARS[int(height)] for height in np.ceil(heights / heights.max() * (len(_BARS) - 1)))
+
+
+def _draw_histogram(images: ImageFolder, counts: IntArray, path: Path) -> Path:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    scale = 257 if images.dtype == np.uint16 else 1
+    for name, row in zip(images.channels, counts, strict=True):
+        axes.step(np.arange(_LEVELS) * scale, np.maximum(row, 0.5) / row.sum(), where="mid", label=name, linewidth=1)
+    axes.set(yscale="log", xlabel="gray level", ylabel="share of pixels")
+    axes.legend(frameon=False)
+    with _explaining(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
     return path
 
 
+def _draw_sheets(images: ImageFolder, out: Path) -> list[str]:
+    """One sheet a role and class: images of evenly spread subjects, the middle one of each."""
+    roles, labels, subjects = (images.column(name) for name in ("role", "label", "subject"))
+    drawn = []
+    with _explaining(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for role in np.unique(roles):
+            for label in np.unique(labels[roles == role]):
+                here = np.flatnonzero((roles == role) & (labels == label))
+                _, first = np.unique(subjects[here], return_index=True)
+                firsts = _spread(here[np.sort(first)])
+                rows = np.asarray([_middle(here[subjects[here] == subjects[row]]) for row in firsts])
+                title = f"{role} {label}".strip() + f": {len(here)} images of {len(first)} subjects"
+                parts = [rows[begin : begin + _PER_ROW] for begin in range(0, len(rows), _PER_ROW)]
+                strips = [(title if not place else "", images.read(part)) for place, part in enumerate(parts)]
+                path = out / f"{_file_name(role, label)}.png"
+                draw_contact_sheet(strips, channels=images.channels).save(path)
+                drawn.append(str(path))
+    return drawn
+
+
+def _file_name(role: str, label: str) -> str:
+    return re.sub(r"[^\w-]+", "-", f"{role}-{label}").strip("-")
+
+
 def _spread(rows: IntArray) -> IntArray:
-    spread: IntArray = rows[np.unique(np.linspace(0, len(rows) - 1, min(_PER_ROW, len(rows))).astype(int))]
+    most = _PER_ROW * _ROWS
+    spread: IntArray = rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))]
     return spread
 
 
 def _middle(rows: IntArray) -> int:
     return int(rows[len(rows) // 2])
+
+
+@contextlib.contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise FolderError(f"{path} cannot be written ({reason}). Choose another --pictures folder.") from error

@@ -1,0 +1,173 @@
+"""`find_leaks`: duplicates within one folder of pictures or between two, before anything is prepared or trained."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import zarr
+
+from unalike import folders
+from unalike.cohort import leaks
+from unalike.cohort.build import read_rows
+from unalike.cohort.plan import Item
+from unalike.cohort.readers import plan_source
+from unalike.cohort.readers.pictures import make_picture
+from unalike.cohort.settings import PrepareSettings
+from unalike.cohort.store import ImageWriter
+from unalike.engine import map_in_order, show_progress
+from unalike.errors import InputError, PictureError
+from unalike.images import pictures
+from unalike.records import Pixels
+
+# Pictures of any size are compared in gray at this one: fine enough for a near duplicate to be told from a neighbour.
+SIZE = 256
+
+
+@dataclass(frozen=True)
+class LeakReport:
+    """What two folders of pictures share (or one repeats).
+
+    ``pairs`` are dictionaries with first, second (paths below their folders), kind (exact: equal pixels; near;
+    mirrored), similarity and ``across`` (one of each folder); at most `leaks.MOST_LISTED`.
+    """
+
+    images: tuple[int, ...]
+    """Pictures that could be read, of each folder."""
+    shared_subjects: int | None
+    """Patients who are in both folders; None without a pattern that names patients."""
+    shared_images: int
+    """Pictures of the second folder that are duplicates of one of the first."""
+    exact_pairs: int
+    near_pairs: int
+    mirrored_pairs: int
+    across_pairs: int
+    pairs: tuple[dict[str, Any], ...]
+    skipped: tuple[str, ...]
+
+
+def find_leaks(
+    first: str | Path,
+    second: str | Path | None = None,
+    *,
+    subject_pattern: str | None = None,
+    near_duplicates: float = 0.97,
+    sheet: str | Path | None = None,
+    workers: int | None = None,
+) -> LeakReport:
+    """Compare all pictures of two folders (or of one with itself): exact, near and mirrored duplicates, and patients.
+
+    ``subject_pattern`` is a regular expression over the path whose first group names the patient. Near duplicates are
+    judged in gray at 256 × 256 pixels, padded. ``sheet`` is a PNG to draw the pairs to: it shows patients.
+
+    Raises `InputError` if a folder holds no picture that can be read.
+    """
+    settings = PrepareSettings(
+        size=SIZE, color="gray", depth="8", near_duplicates=near_duplicates, subject_pattern=subject_pattern
+    )
+    settings.check()
+    sources = [Path(first)] + ([Path(second)] if second is not None else [])
+    items: list[tuple[int, Item]] = []
+    for number, source in enumerate(sources):
+        plan, _ = plan_source(source, settings)
+        items += [(number, item) for item in plan.items]
+    with tempfile.TemporaryDirectory(prefix="unalike-") as scratch:
+        read, digests, skipped = _read_all(items, Path(scratch), settings, workers)
+        if not read:
+            raise InputError(f"none of the {len(items)} pictures could be read; the first: {skipped[0]}")
+        stored = zarr.open_array(Path(scratch) / folders.IMAGES, mode="r")
+        # Without a pattern, "001.png" of two folders are two patients.
+        subjects = [item.subject if subject_pattern else f"{number}/{item.subject}" for number, item in read]
+        named = {
+            "subjects": np.asarray(subjects, dtype=np.str_),
+            "labels": np.asarray([item.label for _, item in read], dtype=np.str_),
+            "roles": np.asarray([str(number) for number, _ in read], dtype=np.str_),
+        }
+        duplicates = leaks.find_duplicates(
+            digests=digests,
+            subjects=named["subjects"],
+            channels=("gray",),
+            read=functools.partial(read_rows, stored),
+            at_least=near_duplicates,
+        )
+        table = leaks.tabulate_duplicates(duplicates, **named)
+        if sheet is not None:
+            leaks.draw_duplicates(
+                table, channels=("gray",), read=functools.partial(read_rows, stored), path=Path(sheet)
+            )
+    return _report(table, read, duplicates, named["subjects"] if subject_pattern else None, skipped, len(sources))
+
+
+def _load(numbered: tuple[int, Item], *, settings: PrepareSettings) -> tuple[Pixels, str] | str:
+    """The picture at the common size and the digest of its own pixels; or why it cannot be read."""
+    _, item = numbered
+    try:
+        pixels = pictures.read_picture(item.files[0][1])
+        digest = hashlib.sha256(f"{pixels.shape}{pixels.dtype.str}".encode() + pixels.tobytes()).hexdigest()
+        return make_picture(pictures.convert_color(pixels, "gray"), item, settings).pixels, digest
+    except (PictureError, OSError) as error:
+        return str(error)
+
+
+def _read_all(
+    items: list[tuple[int, Item]], scratch: Path, settings: PrepareSettings, workers: int | None
+) -> tuple[list[tuple[int, Item]], list[str], list[str]]:
+    writer = ImageWriter(scratch, channels=("gray",), height=SIZE, width=SIZE, dtype=np.dtype(np.uint8))
+    read, digests, skipped = [], [], []
+    with show_progress("Reading", total=len(items), unit="pictures") as progress:
+        loaded = map_in_order(functools.partial(_load, settings=settings), items, workers=workers)
+        for numbered, result in zip(items, loaded, strict=True):
+            if isinstance(result, str):
+                skipped.append(result)
+            else:
+                # Every record of the scratch array is blank but for what the array needs.
+                writer.append(result[0], {"subject": "", "source": "", "role": ""})
+                read.append(numbered)
+                digests.append(result[1])
+            progress.advance()
+    writer.flush()
+    return read, digests, skipped
+
+
+def _report(
+    table: pa.Table,
+    read: list[tuple[int, Item]],
+    duplicates: leaks.Duplicates,
+    subjects: Any,
+    skipped: list[str],
+    sources: int,
+) -> LeakReport:
+    side = np.asarray([number for number, _ in read])
+    group = duplicates.group
+    shared = np.isin(group[side == 1], group[side == 0])
+    pairs = [
+        {
+            "first": read[row["first"]][1].source,
+            "second": read[row["second"]][1].source,
+            "kind": row["kind"],
+            "similarity": row["similarity"],
+            "across": not row["same_role"],
+        }
+        for row in table.to_pylist()
+    ]
+    of_kind = {kind: sum(pair["kind"] == kind for pair in pairs) for kind in ("exact", "near", "mirrored")}
+    both = None
+    if subjects is not None and sources == 2:
+        both = len(set(subjects[side == 0].tolist()) & set(subjects[side == 1].tolist()))
+    return LeakReport(
+        images=tuple(int((side == number).sum()) for number in range(sources)),
+        shared_subjects=both,
+        shared_images=int(shared.sum()),
+        exact_pairs=of_kind["exact"],
+        near_pairs=of_kind["near"],
+        mirrored_pairs=of_kind["mirrored"],
+        across_pairs=sum(pair["across"] for pair in pairs),
+        pairs=tuple(pairs),
+        skipped=tuple(skipped),
+    )

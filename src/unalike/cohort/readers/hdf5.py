@@ -1,0 +1,124 @@
+"""Patches in HDF5 files: images (N, H, W, C) in one file, labels and a table of their slides beside it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unalike.cohort.plan import (
+    ASSUMED,
+    Item,
+    Loaded,
+    NoSuchFiles,
+    Plan,
+    choose_classes,
+    name_below,
+    published_role,
+    walk_files,
+)
+from unalike.cohort.readers.pictures import make_picture
+from unalike.cohort.recipes import Layout
+from unalike.cohort.settings import PrepareSettings
+from unalike.errors import InputError, PictureError
+from unalike.images import pictures
+
+_COLORS = {"gray": 1, "rgb": 3}
+
+
+def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
+    """One item a patch. The patient is the slide, where a metadata table names it."""
+    files, notes = walk_files(source, (".h5", ".hdf5"))
+    wanted = [path for path in files if any(entry.pattern.search(name_below(path, source)) for entry in layout.files)]
+    if not wanted:
+        raise NoSuchFiles(f"{source} holds no HDF5 file that the recipe knows.")
+    items: list[Item] = []
+    named = True
+    for path in wanted:
+        inside = name_below(path, source)
+        count = _count_images(path, layout)
+        labels = _read_labels(path, count, layout)
+        slides = _read_slides(path, count, layout)
+        named = named and slides is not None
+        role = published_role((*Path(inside).parts[:-1], *path.stem.split("_")))
+        items += [
+            Item(
+                source=f"{inside}[{row}]",
+                subject=slides[row] if slides else f"{inside}[{row}]",
+                label=str(labels[row]) if settings.labels else "",
+                published=role,
+                files=(("picture", path),),
+                detail=(layout.images, row),
+            )
+            for row in range(count)
+        ]
+    if not named:
+        notes.append(ASSUMED.format(what="patch"))
+    return Plan(items=tuple(choose_classes(items, settings)), notes=tuple(notes))
+
+
+def _open(path: Path) -> Any:
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise PictureError(f"{path} cannot be read as HDF5 ({error}). Get it again.") from error
+
+
+def _dataset(file: Any, path: Path, name: str) -> Any:
+    if name not in file or not hasattr(file[name], "shape"):
+        raise InputError(f"{path} holds no dataset {name!r}. Check --recipe.")
+    return file[name]
+
+
+def _count_images(path: Path, layout: Layout) -> int:
+    with _open(path) as file:
+        shape = _dataset(file, path, layout.images).shape
+    if len(shape) != 4 or shape[3] not in _COLORS.values():
+        raise InputError(f"{path} holds {shape} images, but (N, H, W, 1 or 3) are needed. Check --recipe.")
+    if shape[1] * shape[2] > pictures.LARGEST_PICTURE:
+        raise InputError(f"{path} announces {shape[2]}×{shape[1]} pixels an image. Get it again.")
+    return int(shape[0])
+
+
+def _read_labels(path: Path, count: int, layout: Layout) -> np.ndarray[Any, Any]:
+    beside = path.with_name(path.name.replace("_x.", "_y."))
+    if not layout.labels or beside == path or not beside.is_file():
+        raise InputError(f"{path} has no labels beside it ({beside.name}). Get them too.")
+    with _open(beside) as file:
+        labels = np.asarray(_dataset(file, beside, layout.labels)).reshape(-1)
+    if len(labels) != count:
+        raise InputError(f"{beside} holds {len(labels)} labels for {count} images. Get it again.")
+    return labels.astype(np.int64)
+
+
+def _read_slides(path: Path, count: int, layout: Layout) -> list[str] | None:
+    """The slide of each patch, or None if no table tells."""
+    table = path.with_name(path.name.replace("_x.h5", "_meta.csv"))
+    if not layout.subject_column or not table.is_file():
+        return None
+    with table.open(newline="", encoding="utf-8-sig") as stream:
+        slides = [row.get(layout.subject_column) or "" for row in csv.DictReader(stream)]
+    if len(slides) != count or not all(slides):
+        raise InputError(f"{table} names {len(slides)} slides for {count} images. Get it again.")
+    return slides
+
+
+def load_item(item: Item, _: Plan, settings: PrepareSettings) -> Loaded:
+    """Read one patch and bring it to colour, depth and size."""
+    path = item.files[0][1]
+    name, row = item.detail
+    try:
+        with _open(path) as file:
+            patch = np.asarray(file[name][row])
+    except (OSError, KeyError, ValueError) as error:
+        raise PictureError(f"{item.source} cannot be read ({error}). Get {path} again.") from error
+    if patch.dtype not in (np.uint8, np.uint16):
+        raise PictureError(f"{item.source} holds {patch.dtype} pixels, but 8 or 16 unsigned bits are needed.")
+    pixels = pictures.convert_color(np.ascontiguousarray(patch.transpose(2, 0, 1)), settings.color)
+    digest = hashlib.sha256(patch.tobytes()).hexdigest()
+    return Loaded(images=(make_picture(pixels, item, settings),), digest=digest)

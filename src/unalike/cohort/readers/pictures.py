@@ -1,0 +1,119 @@
+"""Pictures: one file an item, its class and patient from its path."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from unalike.cohort.plan import (
+    ASSUMED,
+    Item,
+    Loaded,
+    MadeImage,
+    NoSuchFiles,
+    Plan,
+    choose_classes,
+    compile_pattern,
+    match_pattern,
+    name_below,
+    published_role,
+    walk_files,
+)
+from unalike.cohort.recipes import Layout
+from unalike.cohort.settings import PrepareSettings
+from unalike.errors import PictureError
+from unalike.images import geometry, pictures
+from unalike.images.geometry import Placement
+from unalike.records import Pixels
+
+
+def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
+    """Pictures that the layout's patterns take; without patterns all, with the innermost class folder as label."""
+    chosen = compile_pattern(settings.subject_pattern, "--subject-pattern")
+    files, notes = walk_files(source, pictures.SUFFIXES)
+    items, named = [], False
+    for path in files:
+        inside = name_below(path, source)
+        item = _match_layout(path, inside, layout)
+        if item is None:
+            continue
+        if chosen:
+            item = replace(item, subject=match_pattern(chosen, inside, "--subject-pattern"))
+        named = named or bool(item.subject)
+        items.append(replace(item, subject=item.subject or inside))
+    if not items:
+        raise NoSuchFiles(f"none of the {len(files)} pictures of {source} lies where the recipe expects them.")
+    if len(items) < len(files):
+        notes.append(
+            f"{len(files) - len(items)} of {len(files)} pictures lie elsewhere than the recipe says: left out."
+        )
+    if layout.files:
+        items = items if settings.labels else [replace(item, label="") for item in items]
+    else:
+        items, more = _hide_names(items if settings.labels else [replace(item, label="") for item in items])
+        notes += more
+    if not named:
+        notes.append(ASSUMED.format(what="file"))
+    return Plan(items=tuple(choose_classes(items, settings)), notes=tuple(notes))
+
+
+def _match_layout(path: Path, inside: str, layout: Layout) -> Item | None:
+    """The item of a picture, with subject "" where no pattern names one; None if the layout leaves it out."""
+    if layout.exclude and layout.exclude.search(inside):
+        return None
+    parents = tuple(inside.split("/")[:-1])
+    item = Item(source=inside, subject="", published=published_role(parents), files=(("picture", path),))
+    if not layout.files:
+        classes = [part for part in parents if not published_role((part,))]
+        return replace(item, label=classes[-1] if classes else "")
+    for entry in layout.files:
+        found = entry.pattern.search(inside)
+        if found:
+            groups = found.groupdict()
+            return replace(item, subject=groups.get("subject") or "", label=groups.get("label") or "")
+    return None
+
+
+def _hide_names(items: list[Item]) -> tuple[list[Item], list[str]]:
+    """Take the labels away if they name patients: one folder per patient is a common layout, and no class."""
+    owners: dict[str, set[str]] = {}
+    for item in items:
+        owners.setdefault(item.label, set()).add(item.subject)
+    labels = set(owners) - {""}
+    if not labels:
+        return items, []
+    if len(labels) > 1 and all(len(owners[label]) == 1 for label in labels):
+        note = "The folder names were not taken as classes, because each belongs to one patient and may name them."
+        return [replace(item, label="") for item in items], [note]
+    shown = ", ".join(sorted(labels)[:6]) + (", …" if len(labels) > 6 else "")
+    return items, [f"The folder names are the classes: {shown}. If they name patients, pass --no-labels."]
+
+
+def load_item(item: Item, _: Plan, settings: PrepareSettings) -> Loaded:
+    """Read one picture and bring it to colour, depth and size."""
+    path = item.files[0][1]
+    pixels = pictures.read_picture(path, color=settings.color)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Loaded(
+        images=(make_picture(pixels, item, settings),), digest=digest, aspect=pixels.shape[2] / pixels.shape[1]
+    )
+
+
+def make_picture(pixels: Pixels, item: Item, settings: PrepareSettings) -> MadeImage:
+    """Bring pixels (C, H, W) to the borders, depth and size of the settings."""
+    place = Placement.of(pixels.shape[1:])
+    if settings.crop_borders:
+        content = geometry.find_content(pixels)
+        if content is None:
+            raise PictureError(f"{item.source} is black all over. Remove the file or pass --on-bad-file skip.")
+        pixels = pixels[:, content[0], content[1]]
+        place = place.cropped(content[0].start, content[1].start)
+    if settings.depth != "auto":
+        pixels = pictures.change_depth(pixels, int(settings.depth))
+    if settings.size is not None:
+        place = place.fitted(pixels.shape[1:], settings.size, fit=settings.fit)
+        pixels = np.stack([geometry.fit_plane(plane, settings.size, fit=settings.fit) for plane in pixels])
+    return MadeImage(np.ascontiguousarray(pixels), {"slice": -1, "label": item.label} | place.as_record())
