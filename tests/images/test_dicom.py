@@ -606,6 +606,13 @@ def test_a_decoder_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "announces 1000 frames, but ends after" in only([tmp_path]).problem
 
 
+def test_a_damaged_transfer_syntax_stays_on_one_line(tmp_path: Path) -> None:
+    whole = bundled("MR_small_RLE.dcm").read_bytes()
+    path = tmp_path / "a.dcm"
+    path.write_bytes(whole.replace(b"1.2.840.10008.1.2.5", b"1.2.840.10008.1\n2.5", 1))
+    assert "is compressed as 1.2.840.10008.1 2.5, which is not read" in problem_of([path])
+
+
 def test_no_pixels(tmp_path: Path) -> None:
     assert "holds no pixels (SR)" in reason_of(save(tmp_path / "a.dcm", None, Modality="SR"))
 

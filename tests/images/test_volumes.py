@@ -558,3 +558,14 @@ def test_shrinking_averages_and_keeps_16_bits() -> None:
     small = resize_plane(board, 8, 8)
     assert small.dtype == np.uint16
     assert abs(small[2:-2, 2:-2].astype(int) - 30000).max() < 1500
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.uint8])
+def test_sixteen_bits_follow_the_same_formula(dtype: type) -> None:
+    voxels = np.random.default_rng(0).integers(0, 200, (9, 8, 7)).astype(dtype)
+    low, high = np.percentile(voxels.astype(np.float64), (2, 97))
+    expected = np.rint(np.clip((voxels.astype(np.float64) - low) * (65_535 / (high - low)), 0, 65_535))
+    scaled = scale_intensity(voxels, percentiles=(2, 97), bits=16)
+    assert scaled.dtype == np.uint16
+    np.testing.assert_array_equal(scaled, expected)
+    assert not scale_intensity(np.full((2, 2, 2), 7, dtype), percentiles=(2, 97), bits=16).any()

@@ -214,3 +214,9 @@ def test_sums_are_exact() -> None:
     sums, squares = sum_pixels(images)
     assert sums[0, 0] == 65535 * 250_000
     assert squares[1, 2] == 65535**2 * 250_000
+
+
+@pytest.mark.parametrize("count", [2, 3, 17])
+def test_images_of_one_pixel_have_no_correlation(count: int) -> None:
+    images = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)
+    assert np.isnan(correlate(images, images)).all()

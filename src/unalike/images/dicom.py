@@ -96,8 +96,9 @@ class Series:
 
     ``files`` run along the slice normal where every image has a position, else by InstanceNumber, else by name.
     ``frames`` counts the images of all files; ``samples`` is what a picture has once read (a palette has 3); ``bits``
-    are those stored. ``image_type`` is the first file's, then what the others add. ``burned_in`` is "YES" (of any
-    file), "NO" (of all) or "". ``head`` is said by the body part or a description; ``defaced`` by all files' tags on
+    are those stored. ``shape`` and ``spacing`` (mm) are those of the RAS volume that a stack becomes; of anything else
+    (columns, rows, frames) and 1. ``image_type`` is the first file's, then what the others add. ``burned_in`` is "YES"
+    (of any file), "NO" (of all) or "". ``head`` is said by the body part or a description; ``defaced`` by all files' tags on
     de-identification. ``problem`` is one line that says why the series cannot be used, "" if it can.
     """
 
@@ -117,6 +118,8 @@ class Series:
     burned_in: str
     head: bool
     defaced: bool
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
     problem: str = ""
 
 
@@ -586,8 +589,12 @@ def _series_of(headers: list[_Header]) -> Series:
     """The series that these files, in any order, make up."""
     headers = sorted(headers, key=_by_instance(headers))
     problem = _mixture(headers)
+    first, frames = headers[0], sum(header.frames for header in headers)
+    shape, spacing = (first.columns, first.rows, frames), (1.0, 1.0, 1.0)
     if not problem and _is_stack(headers):
-        headers, problem = _along_normal(headers)
+        headers, problem, affine = _along_normal(headers)
+        if affine is not None:
+            shape, spacing = _extent(shape, affine)
     first = headers[0]
     files = tuple(header.path for header in headers)
     burned = {header.burned_in for header in headers}
@@ -599,7 +606,7 @@ def _series_of(headers: list[_Header]) -> Series:
         description=first.description,
         frame_of_reference=first.frame_of_reference,
         files=files,
-        frames=sum(header.frames for header in headers),
+        frames=frames,
         rows=first.rows,
         columns=first.columns,
         samples=first.samples,
@@ -609,6 +616,8 @@ def _series_of(headers: list[_Header]) -> Series:
         burned_in="YES" if "YES" in burned else "NO" if burned == {"NO"} else "",
         head=any(header.head for header in headers),
         defaced=all(header.defaced for header in headers),
+        shape=shape,
+        spacing=spacing,
         problem=f"{_name(files)} {problem}. {_SKIP_SERIES}" if problem else "",
     )
 
@@ -654,13 +663,23 @@ def _is_stack(headers: list[_Header]) -> bool:
     return len(places) > 1 and headers[0].samples == 1 and None not in places
 
 
-def _along_normal(headers: list[_Header]) -> tuple[list[_Header], str]:
-    """Files by the position of their first slice, and what is wrong with the stack ("" if nothing)."""
+def _along_normal(headers: list[_Header]) -> tuple[list[_Header], str, npt.NDArray[np.float64] | None]:
+    """Files by the position of their first slice, what is wrong with the stack ("" if nothing), and its affine."""
     stack, problem = _stack(headers)
     if stack is None:
-        return headers, problem
+        return headers, problem, None
     order = list(dict.fromkeys(file for file, _ in stack.slices))
-    return [headers[file] for file in order], ""
+    return [headers[file] for file in order], "", stack.affine
+
+
+def _extent(
+    shape: tuple[int, int, int], affine: npt.NDArray[np.float64]
+) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """Shape and spacing once (columns, rows, slices) are turned to RAS, as `_as_ras` does."""
+    axes = nib.orientations.io_orientation(np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)[:, 0].astype(int)
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    x, y, z = np.argsort(axes)
+    return (shape[x], shape[y], shape[z]), (float(steps[x]), float(steps[y]), float(steps[z]))
 
 
 def _stack(headers: list[_Header]) -> tuple[_Stack | None, str]:

@@ -420,13 +420,28 @@ def _plane(axis: Axis) -> tuple[int, int, int]:
     return _AXES[axis], column, row
 
 
-def scale_intensity(voxels: Voxels, *, percentiles: tuple[float, float]) -> npt.NDArray[np.uint8]:
-    """Scale a volume to 0–255 so that these percentiles of its voxels become 0 and 255; the rest is clipped.
+def scale_intensity(voxels: Voxels, *, percentiles: tuple[float, float], bits: Literal[8, 16] = 8) -> Voxels:
+    """Scale a volume so that these percentiles of its voxels become 0 and 255 (or 65,535); the rest is clipped.
 
     A constant volume becomes 0. Percentiles interpolate linearly, and all is computed as in float64 and rounded half
     to even, so the result depends on the values alone and not on the type that holds them. It has the strides of
     ``voxels``.
     """
+    return _scale_to_16(voxels, percentiles) if bits == 16 else _scale_to_8(voxels, percentiles)
+
+
+def _scale_to_16(voxels: Voxels, percentiles: tuple[float, float]) -> npt.NDArray[np.uint16]:
+    line, restore = _as_line(voxels)
+    low, high = _percentiles(line, percentiles, least=float(line.min()), left_out=0)
+    result = np.zeros(line.size, np.uint16)
+    if high > low:
+        for part in _pieces(line.size):
+            exact = (line[part].astype(np.float64) - low) * (65_535.0 / (high - low))
+            result[part] = np.rint(np.clip(exact, 0, 65_535))
+    return restore(result)
+
+
+def _scale_to_8(voxels: Voxels, percentiles: tuple[float, float]) -> npt.NDArray[np.uint8]:
     line, restore = _as_line(voxels)
     least = line.min()
     whole = line.size // _GROUP * _GROUP
@@ -441,33 +456,32 @@ def scale_intensity(voxels: Voxels, *, percentiles: tuple[float, float]) -> npt.
     low, high = _percentiles(chosen, percentiles, least=float(least), left_out=line.size - chosen.size)
     result[:] = 0
     if high > low:
-        scaled = _scaled(chosen, low, high)
-        result[:whole].view(np.uint64)[groups] = scaled[: head.size].view(np.uint64)
-        result[whole:] = scaled[head.size :]
+        table = _table(chosen, low, high)
+        for part in _pieces(groups.size, _PIECE // _GROUP):
+            result[:whole].view(np.uint64)[groups[part]] = _scaled(head[part].ravel(), low, high, table).view(np.uint64)
+        result[whole:] = _scaled(chosen[head.size :], low, high, table)
     return restore(result)
 
 
-def _scaled(line: Voxels, low: float, high: float) -> npt.NDArray[np.uint8]:
-    """Values as gray levels; many 8- or 16-bit ones by a table of all their bit patterns."""
+def _table(line: Voxels, low: float, high: float) -> npt.NDArray[np.uint8] | None:
+    """Gray levels of all bit patterns of an 8- or 16-bit integer type, where ``line`` has more values than these."""
     bits = 8 * line.dtype.itemsize
     if line.dtype.kind not in "iu" or bits > 16 or line.size <= 2**bits:
-        return _computed(line, low, high)
-    patterns = np.dtype(f"u{line.dtype.itemsize}")
-    table = _computed(np.arange(2**bits, dtype=patterns).view(line.dtype), low, high)
-    result = np.empty(line.size, np.uint8)
-    np.take(table, line.view(patterns), out=result, mode="clip")
-    return result
+        return None
+    return _scaled(np.arange(2**bits, dtype=f"u{line.dtype.itemsize}").view(line.dtype), low, high, None)
 
 
-def _computed(line: Voxels, low: float, high: float) -> npt.NDArray[np.uint8]:
+def _scaled(line: Voxels, low: float, high: float, table: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8]:
+    """Values as gray levels, looked up in the table if there is one."""
     result = np.empty(line.size, np.uint8)
-    for part in _pieces(line.size):
-        exact = line[part].astype(np.float64)
-        exact -= low
-        exact *= 255.0 / (high - low)
-        np.clip(exact, 0, 255, out=exact)
-        np.rint(exact, out=exact)
-        result[part] = exact
+    if table is not None:
+        return np.take(table, line.view(f"u{line.dtype.itemsize}"), out=result, mode="clip")
+    exact = line.astype(np.float64)
+    exact -= low
+    exact *= 255.0 / (high - low)
+    np.clip(exact, 0, 255, out=exact)
+    np.rint(exact, out=exact)
+    result[:] = exact
     return result
 
 
@@ -487,8 +501,8 @@ def _as_line(array: Voxels) -> tuple[Voxels, Callable[[npt.NDArray[Scalar]], npt
     return plain.reshape(-1), restore
 
 
-def _pieces(size: int) -> Iterator[slice]:
-    return (slice(begin, min(begin + _PIECE, size)) for begin in range(0, size, _PIECE))
+def _pieces(size: int, step: int = _PIECE) -> Iterator[slice]:
+    return (slice(begin, min(begin + step, size)) for begin in range(0, size, step))
 
 
 def _percentiles(line: Voxels, percentiles: tuple[float, float], *, least: float, left_out: int) -> tuple[float, float]:

@@ -61,19 +61,10 @@ def plan_items(source: Path, _: Layout, settings: PrepareSettings) -> Plan:
     items, channels = _make_items(wanted, source, settings)
     if settings.subject_pattern is None and any(not series.patient for series in wanted):
         notes.append("Some series have no PatientID: each of their studies is taken as a patient of its own.")
-    extents = [
-        planned_extent(extent, spacing, settings)
-        for series in wanted
-        if not series.problem
-        for extent, spacing in [_extent(series)]
-    ]
+    extents = [planned_extent(series.shape, series.spacing, settings) for series in wanted if not series.problem]
     return Plan(
         items=tuple(items), channels=channels, notes=tuple(notes), scale=common_scale(extents, settings), unit="series"
     )
-
-
-def _extent(series: Series) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    return series.extent
 
 
 def _make_items(

@@ -285,7 +285,7 @@ def _gray_levels(scan: Scan, channel: str, plan: Plan, settings: PrepareSettings
     if scan.windowed:
         levels: Pixels = np.rint(np.clip(voxels, 0, 255) * ((2**bits - 1) / 255))
         return levels.astype(np.uint16 if bits == 16 else np.uint8)
-    return volumes.scale_intensity(voxels, percentiles=settings.percentiles)
+    return volumes.scale_intensity(voxels, percentiles=settings.percentiles, bits=16 if bits == 16 else 8)
 
 
 def _scale_mask(labels: Any, name: str, scale: int, settings: PrepareSettings) -> Pixels:
