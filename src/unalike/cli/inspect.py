@@ -19,7 +19,7 @@ def inspect(
     pictures: Path | None = None,
     leaks: Annotated[bool, Parameter(negative="")] = False,
     subject_pattern: str | None = None,
-    near_duplicates: float = 0.97,
+    near_duplicates: float = 0.95,
     json: Json = False,
 ) -> None:
     """Say what a cohort, samples, run or audit folder holds, and draw what cohorts and samples look like.

@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
         ("similarity", pa.float64()),
         ("same_subject", pa.bool_()),  # by the names of the source
         ("same_label", pa.bool_()),
-        ("same_role", pa.bool_()),  # as the cohort was first split
+        ("same_role", pa.bool_()),  # before anything is dropped
     ]
 )
 
@@ -80,12 +80,19 @@ def find_duplicates(
     subjects: TextArray,
     channels: Sequence[str],
     read: Callable[[IntArray], Pixels],
+    frames: IntArray,
     at_least: float,
 ) -> Duplicates:
     """Exact duplicates among all images, and near or mirrored ones (correlation ``at_least``) of different subjects.
 
-    ``read(rows)`` gives pixels of ascending rows. Masks do not count. ``at_least`` 0 leaves near duplicates out.
+    ``read(rows)`` gives pixels of ascending rows, ``frames`` (N, 4) the rows and columns of each that are no padding
+    (`geometry.Placement.frame`): what all images share because we padded them makes nobody alike. Masks do not count.
+    ``at_least`` 0 leaves near duplicates out.
     """
+
+    def read_unpadded(rows: IntArray) -> Pixels:
+        return level_padding(read(rows), frames[rows])
+
     union = _Union(len(digests))
     pairs: list[tuple[int, int, str, str, float]] = []
     seen: dict[str, int] = {}
@@ -97,7 +104,7 @@ def find_duplicates(
     found = len(pairs)
     if at_least:
         originals = np.asarray(sorted(seen.values()), dtype=np.int64)
-        for first, second, similarity, mirror in _find_near(originals, subjects, channels, read, at_least):
+        for first, second, similarity, mirror in _find_near(originals, subjects, channels, read_unpadded, at_least):
             union.join(first, second)
             found += 1
             if len(pairs) < MOST_LISTED:
@@ -113,6 +120,20 @@ def find_duplicates(
         found=found,
         group=np.asarray([union.find(row) for row in range(len(digests))], dtype=np.int64),
     )
+
+
+def level_padding(pixels: Pixels, frames: IntArray) -> Pixels:
+    """Images (n, C, H, W) with padding at the mean of what each shows: it adds nothing to a correlation."""
+    height, width = pixels.shape[2:]
+    padded = np.flatnonzero((frames != (0, height, 0, width)).any(axis=1))
+    if len(padded):
+        pixels = pixels.copy()
+    for image, (top, bottom, left, right) in ((pixels[row], frames[row].tolist()) for row in padded):
+        for plane in image:
+            inner = plane[top:bottom, left:right]
+            level = np.rint(inner.mean()).astype(plane.dtype) if inner.size else plane.dtype.type(0)
+            plane[:top], plane[bottom:], plane[:, :left], plane[:, right:] = level, level, level, level
+    return pixels
 
 
 def _find_near(
@@ -170,7 +191,11 @@ def tabulate_duplicates(
 
 
 def count_leaks(duplicates: Duplicates, *, subjects: TextArray, labels: TextArray, roles: TextArray) -> dict[str, int]:
-    """How many subjects and images stand on both sides or in two classes, by the names of the source."""
+    """How many subjects and images stand on both sides or in two classes, by the names of the source.
+
+    Where not all pairs are listed, those across roles and classes are at least that many: of each group of duplicates
+    that bears two roles, one pair must.
+    """
     train, held = (set(subjects[roles == role].tolist()) for role in ("train", "holdout"))
     shared = train & held
     first, second, kind = duplicates.first, duplicates.second, duplicates.kind
@@ -183,12 +208,20 @@ def count_leaks(duplicates: Duplicates, *, subjects: TextArray, labels: TextArra
         "redundant_images": int((kind == "exact").sum()),
         "near_pairs": int((kind == "near").sum()),
         "mirrored_pairs": int((kind == "mirrored").sum()),
-        "pairs_across_roles": int(across.sum()),
+        "pairs_across_roles": max(int(across.sum()), _groups_across(duplicates, roles)),
         "exact_pairs_across_roles": int((across & (kind == "exact")).sum()),
-        "pairs_across_classes": int((labels[first] != labels[second]).sum()),
+        "pairs_across_classes": max(int((labels[first] != labels[second]).sum()), _groups_across(duplicates, labels)),
         "pairs_across_subjects": int((subjects[first] != subjects[second]).sum()),
         "pairs_not_listed": duplicates.found - len(first),
     }
+
+
+def _groups_across(duplicates: Duplicates, values: TextArray) -> int:
+    """Groups of duplicates that bear several of the ``values`` (N,); 0 where all pairs are listed to be counted."""
+    if duplicates.found == len(duplicates.first):
+        return 0
+    pairs = np.unique(np.stack([duplicates.group, np.unique(values, return_inverse=True)[1]]), axis=1)
+    return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
 
 
 def refuse_leaks(leaks: dict[str, int], *, naming: str) -> None:
@@ -256,8 +289,9 @@ def keep_pairs(table: pa.Table, kept: IntArray) -> pa.Table:
 def draw_duplicates(
     table: pa.Table, *, channels: Sequence[str], read: Callable[[IntArray], Pixels], path: Path
 ) -> bool:
-    """Draw some pairs side by side to ``path`` (PNG): the least alike of each kind first. Nothing if there is none.
+    """Draw some pairs side by side to ``path`` (PNG): the least alike of each kind first; False if there is none.
 
+    Without pairs, a picture that was drawn there before goes, since it is no longer true.
     The picture shows patients: it is internal, as the cohort is.
     """
     rows = table.to_pylist()
@@ -266,6 +300,7 @@ def draw_duplicates(
         of_kind = sorted((row for row in rows if row["kind"] == kind), key=lambda row: row["similarity"])
         shown += of_kind[: DRAWN_PAIRS // 2 if kind == "near" else DRAWN_PAIRS // 4]
     if not shown:
+        path.unlink(missing_ok=True)
         return False
     pairs = []
     for row in shown:
@@ -274,7 +309,7 @@ def draw_duplicates(
         kind = f"{row['kind']} ({row['mirror']})" if row["kind"] == "mirrored" else row["kind"]
         what = "" if row["same_label"] else ", other class"
         pairs.append((f"{kind}, r = {row['similarity']:.3f}{where}{what}", a, b))
-    draw_pairs(pairs, channels=channels).save(path)
+    draw_pairs(pairs, channels=channels).save(path, format="PNG")
     return True
 
 
@@ -293,7 +328,8 @@ def describe_leaks(leaks: dict[str, int], settings: PrepareSettings) -> list[str
             f"({leaks['shared_holdout_images']} of {leaks['holdout_images']} holdout images): whatever is tested on "
             f"them looks better than it is. {done}"
         )
-    if leaks["pairs_across_roles"] and settings.split == "keep":
+    # A split that was drawn anew is mended already, unless nothing was to be done.
+    if leaks["pairs_across_roles"] and (settings.split == "keep" or settings.on_leak == "report"):
         done = {
             "merge-subjects": "Their subjects were made one, so an audit leaves them out of its holdout.",
             "drop": "Only the first of each was kept.",
@@ -313,9 +349,10 @@ def describe_leaks(leaks: dict[str, int], settings: PrepareSettings) -> list[str
         done = "They were dropped." if dropped else "They count twice in every average; generators memorize them first."
         notes.append(f"{leaks['redundant_images']} images are pixel-identical copies of another image. {done}")
     if leaks["near_pairs"] or leaks["mirrored_pairs"]:
+        done = "All but the first of each group were dropped." if dropped else "See duplicates.png."
         notes.append(
             f"{leaks['near_pairs']} pairs of near duplicates (correlation of at least {settings.near_duplicates:g}) "
-            f"and {leaks['mirrored_pairs']} mirrored ones under different subjects; see duplicates.png."
+            f"and {leaks['mirrored_pairs']} mirrored ones under different subjects. {done}"
         )
     if leaks["pairs_not_listed"]:
         notes.append(f"{leaks['pairs_not_listed']} more pairs of duplicates are not listed.")

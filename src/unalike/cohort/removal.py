@@ -1,11 +1,15 @@
-"""Remove a patient from a cohort on request, and say what was made with them."""
+"""Remove a patient from a cohort on request, and say what was made with them.
+
+The cohort is written anew into a hidden folder beside it, and two renames exchange them. Whatever interrupts that, the
+same call brings it to its end: until the second rename the old cohort is what counts, afterwards the new one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unalike import folders
+from unalike.cohort.build import _digest_content
 from unalike.cohort.leaks import keep_pairs
 from unalike.cohort.split import select_train_rows
 from unalike.cohort.store import ImageFolder, ImageWriter, open_images
@@ -23,6 +28,9 @@ from unalike.engine import show_progress
 from unalike.errors import FolderError, InputError
 from unalike.folders import Header
 from unalike.records import IntArray
+
+_ASIDE = ".unalike"
+_BEGUN = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -51,19 +59,24 @@ def drop_subject(
     """Remove all images and private entries of ``subjects`` (identifiers of the source, or pseudonyms).
 
     The cohort is written anew beside the old one, which then goes: pictures of it (contact sheets) go with it. Folders
-    below ``search`` (default: the cohort's parent) that were made from it are listed, not touched.
+    below ``search`` (default: the cohort's parent) that were made from it, or are copies of it, are listed, not
+    touched; so are those made from it before an earlier removal. A dry run changes nothing.
 
-    Raises `InputError` if a subject is not in the cohort, or no train image would be left.
+    Raises `InputError` if a subject is not in the cohort, no train image would be left, or there is no folder
+    ``search``.
     """
-    path = Path(cohort)
-    _finish_swap(path)
-    opened = open_images(path)
+    path = Path(cohort).resolve()  # of a link, what it leads to is written anew
+    if isinstance(subjects, str) or not subjects:
+        raise InputError("no subject is named. Give identifiers as the source names them, or pseudonyms.")
+    if search is not None and not Path(search).is_dir():
+        raise InputError(f"{search} is no folder, so nothing can be looked for below it. Check --search.")
+    opened = open_images(_mend_swap(path, dry_run=dry_run))
     gone = _find_pseudonyms(opened, subjects)
     column = opened.column("subject")
     kept = np.flatnonzero(~np.isin(column, sorted(gone))).astype(np.int64)
     if "train" not in set(opened.column("role")[kept].tolist()):
         raise InputError(f"{path} would have no train image left. Remove the whole cohort instead.")
-    searched = Path(search) if search else path.resolve().parent
+    searched = Path(search) if search is not None else path.parent
     removal = Removal(
         subjects=len(gone),
         images=len(opened) - len(kept),
@@ -72,7 +85,7 @@ def drop_subject(
         made_from=tuple(_find_made_from(opened, searched, gone)),
     )
     if not dry_run:
-        _rewrite(opened, kept, gone)
+        _rewrite(opened, path, kept, gone)
     return removal
 
 
@@ -97,42 +110,104 @@ def _find_pseudonyms(opened: ImageFolder, subjects: Sequence[str]) -> set[str]:
     return found
 
 
+@dataclass(frozen=True)
+class _Search:
+    """What is looked for: the cohort as it is, and digests by which older folders name it."""
+
+    opened: ImageFolder
+    gone: set[str]
+
+    @property
+    def before(self) -> set[str]:
+        """Digests of the cohort before removals of other subjects: what was made then may have seen these too."""
+        return {str(entry.get("cohort_before")) for entry in self.opened.header.content.get("removals", [])}
+
+
 def _find_made_from(opened: ImageFolder, search: Path, gone: set[str]) -> Iterator[MadeFrom]:
-    """Folders whose inputs lead back to the cohort, nearest first."""
+    """Copies of the cohort, and folders whose inputs lead back to it, nearest first."""
+    wanted = _Search(opened, gone)
     headers = list(_headers_below(search))
-    known = {opened.digest}
-    told: set[Path] = set()
+    known = {opened.digest} | wanted.before
+    clean: set[str] = set()  # digests of runs that did not see the subjects
+    told: set[Path] = {opened.path}
+    for path, header in headers:
+        if header.kind == "cohort" and path.resolve() != opened.path and _digest(path, header) in known:
+            told.add(path)
+            yield MadeFrom(path=path, kind="cohort", what="a copy of this cohort: remove these subjects there too")
     while True:
         fresh = [(path, header) for path, header in headers if path not in told and known & set(header.inputs.values())]
         if not fresh:
             return
-        for path, header in fresh:
+        # What runs saw is known before what is said of their samples.
+        for path, header in sorted(fresh, key=lambda entry: entry[1].kind != "run"):
             told.add(path)
-            with contextlib.suppress(OSError):
-                known.add(folders.digest_of(path, kind=header.kind))
-            yield MadeFrom(path=path, kind=header.kind, what=_what_it_means(opened, header, gone))
+            digest = _digest(path, header)
+            known.add(digest)
+            what, saw = _what_it_means(wanted, header, clean)
+            if not saw:
+                clean.add(digest)
+            yield MadeFrom(path=path, kind=header.kind, what=what)
+
+
+def _digest(path: Path, header: Header) -> str:
+    with contextlib.suppress(OSError):
+        return folders.digest_of(path, kind=header.kind) if header.path.is_file() else _begun(path)
+    return ""
+
+
+def _begun(path: Path) -> str:
+    return f"unfinished {path}"
 
 
 def _headers_below(search: Path) -> Iterator[tuple[Path, Header]]:
+    """Headers of all folders of ours; of unfinished ones what their marker tells, with ``content`` unfinished."""
     for parent, inner, _ in os.walk(search):
         place = Path(parent)
         kind = folders.kind_of(place)
-        inner[:] = sorted(name for name in inner if name not in {folders.IMAGES, folders.PRIVATE, folders.CHECKPOINTS})
-        if kind is not None:
-            with contextlib.suppress(FolderError):  # of another schema, or damaged
+        hidden = {folders.IMAGES, folders.PRIVATE, folders.CHECKPOINTS}
+        inner[:] = sorted(name for name in inner if name not in hidden and not name.endswith(_ASIDE))
+        with contextlib.suppress(FolderError, AttributeError):  # of another schema, or damaged
+            if kind is not None:
                 yield place, folders.read_header(place, kind=kind)
+            elif (place / folders.UNFINISHED).is_file():
+                begun = folders.read_json(place / folders.UNFINISHED)
+                settings = begun.get("settings") or {}
+                inputs = {name: value for name, value in settings.items() if isinstance(value, str)}
+                yield (
+                    place,
+                    Header(
+                        kind=str(begun.get("kind")), settings=settings, seed=0, inputs=inputs, content={_BEGUN: True}
+                    ),
+                )
 
 
-def _what_it_means(opened: ImageFolder, header: Header, gone: set[str]) -> str:
+def _what_it_means(wanted: _Search, header: Header, clean: set[str]) -> tuple[str, bool]:
+    """What a folder has of the subjects, in words, and whether it (or what it was drawn from) may have any of them."""
+    if header.content.get(_BEGUN):
+        return "unfinished, begun on this cohort or a run of it: remove it and begin again", True
     if header.kind == "run":
-        train = opened.column("subject")[_rows_seen(opened, header)]
-        seen = gone & set(train.tolist())
-        if not seen:
-            return "trained on this cohort, but not on these subjects"
-        return f"trained on {len(seen)} of these subjects: train it again without them"
+        return _what_a_run_saw(wanted, header)
     if header.kind == "samples":
-        return "drawn from such a run: draw them again from a run without them"
-    return "made from the above: make it again"
+        if header.inputs.get("run") in clean:
+            return "drawn from a run that was not trained on these subjects", False
+        holds = " and copies of their images" if header.content.get("holds_training_images") else ""
+        return f"drawn from a run that may have seen these subjects{holds}: draw them again from one without", True
+    if header.kind == "audit":
+        return "compared with the cohort, and may show these subjects: make it again", True
+    return "made from the above: make it again", True
+
+
+def _what_a_run_saw(wanted: _Search, header: Header) -> tuple[str, bool]:
+    opened, gone = wanted.opened, wanted.gone
+    older = opened.digest not in header.inputs.values()
+    if older and header.content.get("subjects") is not None:
+        # Whom it drew depends on subjects who are not there any more.
+        return "trained on some subjects of this cohort before a removal, perhaps on these: train it again", True
+    seen = gone & set(opened.column("subject")[_rows_seen(opened, header)].tolist())
+    if not seen:
+        return "trained on this cohort, but not on these subjects", False
+    holds = ", and holds their images: remove it" if header.content.get("holds_training_images") else ""
+    return f"trained on {len(seen)} of these subjects{holds}: train it again without them", True
 
 
 def _rows_seen(opened: ImageFolder, header: Header) -> IntArray:
@@ -143,11 +218,9 @@ def _rows_seen(opened: ImageFolder, header: Header) -> IntArray:
     return select_train_rows(opened, subjects=subjects, seed=seed)
 
 
-def _rewrite(opened: ImageFolder, kept: IntArray, gone: set[str]) -> None:
+def _rewrite(opened: ImageFolder, path: Path, kept: IntArray, gone: set[str]) -> None:
     """Write the cohort anew without the others, then put it in the old one's place."""
-    path = opened.path
     fresh, old = _beside(path)
-    shutil.rmtree(fresh, ignore_errors=True)
     settings = dict(opened.header.settings)
     with folders.new_folder(fresh, kind="cohort", settings=settings):
         writer = ImageWriter(
@@ -160,7 +233,7 @@ def _rewrite(opened: ImageFolder, kept: IntArray, gone: set[str]) -> None:
                 for image, record in zip(opened.read(rows), records, strict=True):
                     writer.append(image, record)
                 progress.advance(len(rows))
-        content = dict(opened.header.content) | writer.close() | _count_anew(opened, kept, gone)
+        content = dict(opened.header.content) | writer.close() | _count_anew(opened, writer.columns, kept, gone)
         _copy_rest(opened, fresh, kept, gone)
         folders.finish_folder(
             fresh,
@@ -172,23 +245,40 @@ def _rewrite(opened: ImageFolder, kept: IntArray, gone: set[str]) -> None:
         )
     path.rename(old)
     fresh.rename(path)
-    shutil.rmtree(old)
+    _remove(old)
 
 
 def _beside(path: Path) -> tuple[Path, Path]:
-    return path.with_name(path.name + ".without"), path.with_name(path.name + ".before")
+    """Where the new cohort is written, and where the old one waits to be removed: names that nobody else gives."""
+    return path.with_name(f".{path.name}.new{_ASIDE}"), path.with_name(f".{path.name}.old{_ASIDE}")
 
 
-def _finish_swap(path: Path) -> None:
-    """Bring an interrupted exchange of the old and the new cohort to its end."""
+def _mend_swap(path: Path, *, dry_run: bool) -> Path:
+    """Undo an interrupted exchange before its last rename, or end it after; gives where the cohort is now.
+
+    Undone, because the same call then does all of it again and tells again what was made with the subjects.
+    """
     fresh, old = _beside(path)
-    if old.is_dir() and not path.exists() and folders.kind_of(fresh) == "cohort":
-        fresh.rename(path)
-    if old.is_dir() and folders.kind_of(path) == "cohort":
-        shutil.rmtree(old)
+    if folders.kind_of(old) == "cohort" and not path.exists():
+        if dry_run:
+            return old
+        old.rename(path)
+    elif old.is_dir() and not dry_run:
+        _remove(old)
+    if fresh.is_dir() and not (fresh / folders.UNFINISHED).is_file() and not dry_run:  # an unfinished one is begun again
+        _remove(fresh)
+    return path
 
 
-def _count_anew(opened: ImageFolder, kept: IntArray, gone: set[str]) -> dict[str, Any]:
+def _remove(folder: Path) -> None:
+    """Remove a cohort so that an interrupted removal leaves no header without its images."""
+    (folder / folders.HEADERS["cohort"]).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def _count_anew(
+    opened: ImageFolder, columns: Mapping[str, Sequence[Any]], kept: IntArray, gone: set[str]
+) -> dict[str, Any]:
     """What the header says of the removal; counts of leaks and notes are those of the preparation."""
     before = list(opened.header.content.get("removals", []))
     entry = {
@@ -197,7 +287,10 @@ def _count_anew(opened: ImageFolder, kept: IntArray, gone: set[str]) -> dict[str
         "images": len(opened) - len(kept),
         "cohort_before": opened.digest,
     }
-    return {"removals": [*before, entry]}
+    counts: dict[str, Any] = {"removals": [*before, entry]}
+    if "content_digest" in opened.header.content:
+        counts["content_digest"] = _digest_content(columns, opened.column("subject")[kept])
+    return counts
 
 
 def _copy_rest(opened: ImageFolder, fresh: Path, kept: IntArray, gone: set[str]) -> None:
@@ -220,7 +313,15 @@ def _copy_rest(opened: ImageFolder, fresh: Path, kept: IntArray, gone: set[str])
             shutil.copy2(file, target)
     skipped = private / folders.SKIPPED
     if skipped.is_file():
-        rest = [bad for bad in folders.read_json(skipped) if bad.get("source") not in names]
+        rest = [_without(bad, names) for bad in folders.read_json(skipped) if bad.get("source") not in names]
         folders.write_json(fresh / folders.PRIVATE / folders.SKIPPED, rest)
     for file in (fresh / folders.PRIVATE).iterdir():
         file.chmod(0o600)
+
+
+def _without(bad: Mapping[str, str], names: set[str]) -> dict[str, str]:
+    """A skipped file's entry; why it was skipped may name another file, which it did not fit."""
+    reason = str(bad.get("reason", ""))
+    for name in sorted(names, key=len, reverse=True):
+        reason = reason.replace(name, "a file since removed")
+    return {**bad, "reason": reason}

@@ -49,7 +49,7 @@ class PrepareSettings:
     """What to do where subjects of different names share a picture, near duplicates and mirrored ones included:
     merge them into one, drop the images, stop with an error, or only report."""
 
-    near_duplicates: float = 0.97
+    near_duplicates: float = 0.95
     """Images of different subjects that correlate at least this much count as duplicates; 0 looks for none."""
 
     split: Split = "redraw"

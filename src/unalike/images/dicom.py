@@ -98,8 +98,8 @@ class Series:
     ``frames`` counts the images of all files; ``samples`` is what a picture has once read (a palette has 3); ``bits``
     are those stored. ``shape`` and ``spacing`` (mm) are those of the RAS volume that a stack becomes; of anything else
     (columns, rows, frames) and 1. ``image_type`` is the first file's, then what the others add. ``burned_in`` is "YES"
-    (of any file), "NO" (of all) or "". ``head`` is said by the body part or a description; ``defaced`` by all files' tags on
-    de-identification. ``problem`` is one line that says why the series cannot be used, "" if it can.
+    (of any file), "NO" (of all) or "". ``head`` is said by the body part or a description; ``defaced`` by all files'
+    tags on de-identification. ``problem`` is one line that says why the series cannot be used, "" if it can.
     """
 
     uid: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -109,6 +110,14 @@ class Placement:
         """After `fit_plane` brought a plane of ``shape`` to size × size."""
         inner = fitted_shape(shape, size, fit=fit)
         return self.resized(shape, inner).centered(inner, (size, size))
+
+    def frame(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """First and end row, first and end column of what comes from the source in an image; the rest is padding."""
+        edges = []
+        for side, length, scale, offset in zip((height, width), self.source, self.scale, self.offset, strict=True):
+            first, last = (-0.5 - offset) / scale, (length - 0.5 - offset) / scale
+            edges += [min(max(math.ceil(first - 1e-6), 0), side), min(max(math.floor(last + 1e-6) + 1, 0), side)]
+        return edges[0], edges[1], edges[2], edges[3]
 
     def as_record(self) -> dict[str, Any]:
         """As columns of a cohort's records."""

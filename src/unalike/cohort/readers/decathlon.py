@@ -35,7 +35,7 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
     if len(files) > 1:
         raise InputError(f"{source} holds {len(files)} tasks; give the folder of one.")
     task = _read_task(files[0])
-    modalities = {_clean(name): int(index) for index, name in task["modality"].items()}
+    modalities = _name_channels(task["modality"])
     labels = {str(name): int(value) for value, name in task["labels"].items() if int(value)}
     channels = choose_channels(settings.channels, {*modalities, MASK}, layout)
     if not settings.channels:  # in the order of the file
@@ -66,7 +66,7 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
         scale=common_scale((_extent(item, len(modalities) > 1, settings) for item in items), settings),
         unit="volumes",
         mask_scale=scale,
-        mask_names={name: value * scale for name, value in labels.items()},
+        mask_names={name: value * scale for name, value in labels.items()} if scale else {},
     )
 
 
@@ -76,7 +76,7 @@ def _read_task(file: Path) -> Mapping[str, Any]:
         complete = all(isinstance(task[key], dict) for key in ("modality", "labels")) and isinstance(
             task["training"], list
         )
-        whole = complete and all(str(key).isdigit() for key in (*task["modality"], *task["labels"]))
+        whole = complete and all(str(key).isdecimal() for key in (*task["modality"], *task["labels"]))
         listed = whole and all(isinstance(entry[key], str) for entry in task["training"] for key in ("image", "label"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is no task of the Decathlon ({error}). Get it again.") from error
@@ -85,6 +85,14 @@ def _read_task(file: Path) -> Mapping[str, Any]:
             f"{file} is no task of the Decathlon (modality, labels and training are needed). Get it again."
         )
     return dict(task)
+
+
+def _name_channels(modality: Mapping[str, Any]) -> dict[str, int]:
+    """Index of each modality by a name of its own: of several with one name, all but the first get their index."""
+    names: dict[str, int] = {}
+    for index, name in sorted((int(index), _clean(str(name))) for index, name in modality.items()):
+        names[f"{name}-{index}" if name in {*names, MASK} else name] = index
+    return names
 
 
 def _clean(name: str) -> str:

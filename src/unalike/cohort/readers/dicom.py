@@ -74,7 +74,7 @@ def _make_items(
     by_channel = compile_pattern(settings.channel_pattern, "--channel-pattern")
     groups: dict[tuple[str, str], dict[str, Series]] = {}
     for series in wanted:
-        channel, group = IMAGE, (series.study, series.uid)
+        channel, group = IMAGE, (series.study, series.uid or str(series.files[0]))
         if by_channel:
             named = by_channel.search(series.description)
             if not named:

@@ -27,6 +27,7 @@ from unalike.errors import InputError, PictureError
 from unalike.images import pictures
 
 _COLORS = {"gray": 1, "rgb": 3}
+_MOST_INFLATED = 1032  # deflate makes of one byte at most this many (zlib's technical notes)
 
 
 def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
@@ -77,11 +78,14 @@ def _dataset(file: Any, path: Path, name: str) -> Any:
 
 def _count_images(path: Path, layout: Layout) -> int:
     with _open(path) as file:
-        shape = _dataset(file, path, layout.images).shape
+        dataset = _dataset(file, path, layout.images)
+        shape, size = dataset.shape, dataset.size * dataset.dtype.itemsize
     if len(shape) != 4 or shape[3] not in _COLORS.values():
         raise InputError(f"{path} holds {shape} images, but (N, H, W, 1 or 3) are needed. Check --recipe.")
     if shape[1] * shape[2] > pictures.LARGEST_PICTURE:
         raise InputError(f"{path} announces {shape[2]}×{shape[1]} pixels an image. Get it again.")
+    if size > path.stat().st_size * _MOST_INFLATED:
+        raise InputError(f"{path} announces {shape[0]} images, more than it can hold. Get it again.")
     return int(shape[0])
 
 
@@ -90,10 +94,13 @@ def _read_labels(path: Path, count: int, layout: Layout) -> np.ndarray[Any, Any]
     if not layout.labels or beside == path or not beside.is_file():
         raise InputError(f"{path} has no labels beside it ({beside.name}). Get them too.")
     with _open(beside) as file:
-        labels = np.asarray(_dataset(file, beside, layout.labels)).reshape(-1)
-    if len(labels) != count:
-        raise InputError(f"{beside} holds {len(labels)} labels for {count} images. Get it again.")
-    return labels.astype(np.int64)
+        dataset = _dataset(file, beside, layout.labels)
+        if dataset.size != count:
+            raise InputError(f"{beside} holds {dataset.size} labels for {count} images. Get it again.")
+        try:
+            return np.asarray(dataset).reshape(-1).astype(np.int64)
+        except (OSError, TypeError, ValueError) as error:
+            raise InputError(f"{beside} holds no labels that can be read ({error}). Get it again.") from error
 
 
 def _read_slides(path: Path, count: int, layout: Layout) -> list[str] | None:
@@ -101,8 +108,11 @@ def _read_slides(path: Path, count: int, layout: Layout) -> list[str] | None:
     table = path.with_name(path.name.replace("_x.h5", "_meta.csv"))
     if not layout.subject_column or not table.is_file():
         return None
-    with table.open(newline="", encoding="utf-8-sig") as stream:
-        slides = [row.get(layout.subject_column) or "" for row in csv.DictReader(stream)]
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            slides = [row.get(layout.subject_column) or "" for row in csv.DictReader(stream)]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{table} cannot be read as CSV ({error}). Get it again.") from error
     if len(slides) != count or not all(slides):
         raise InputError(f"{table} names {len(slides)} slides for {count} images. Get it again.")
     return slides

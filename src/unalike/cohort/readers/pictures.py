@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +53,8 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
             f"{len(files) - len(items)} of {len(files)} pictures lie elsewhere than the recipe says: left out."
         )
     if layout.files:
+        items, more = _leave_out_nested(items)
+        notes += more
         items = items if settings.labels else [replace(item, label="") for item in items]
     else:
         items, more = _hide_names(items if settings.labels else [replace(item, label="") for item in items])
@@ -75,6 +79,33 @@ def _match_layout(path: Path, inside: str, layout: Layout) -> Item | None:
             groups = found.groupdict()
             return replace(item, subject=groups.get("subject") or "", label=groups.get("label") or "")
     return None
+
+
+def _leave_out_nested(items: list[Item]) -> tuple[list[Item], list[str]]:
+    """Leave out what a folder within the source holds a second time, as chest_xray/chest_xray/ of that release does.
+
+    A copy has the path of another picture but for one folder more, and the same bytes.
+    """
+    files = {item.source: item.files[0][1] for item in items}
+    kept = [item for item in items if not any(_same_bytes(files, item.source, other) for other in _shorter(item))]
+    if len(kept) == len(items):
+        return items, []
+    return kept, [f"{len(items) - len(kept)} pictures lie in a nested copy of the source's folders: taken once."]
+
+
+def _shorter(item: Item) -> list[str]:
+    """The item's path without one of its folders, in each way."""
+    parts = item.source.split("/")
+    return ["/".join(parts[:index] + parts[index + 1 :]) for index in range(len(parts) - 1)]
+
+
+def _same_bytes(files: Mapping[str, Path], one: str, other: str) -> bool:
+    if other not in files:
+        return False
+    try:
+        return filecmp.cmp(files[one], files[other], shallow=False)
+    except OSError:  # said when it is read
+        return False
 
 
 def _hide_names(items: list[Item]) -> tuple[list[Item], list[str]]:
