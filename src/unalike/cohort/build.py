@@ -31,7 +31,6 @@ from unalike.cohort.split import draw_holdout, draw_limited
 from unalike.cohort.store import ImageFolder, ImageWriter, describe_pixels, open_images
 from unalike.engine import map_in_order, show_progress
 from unalike.errors import InputError, PictureError, SettingsError
-from unalike.images.geometry import Placement
 from unalike.images.pictures import channel_names
 from unalike.records import IntArray, Pixels, TextArray
 
@@ -291,7 +290,7 @@ class _Preparation:
             subjects=subjects,
             channels=self.writer.channels,
             read=functools.partial(read_rows, stored),
-            frames=frames_of(self.writer.columns, self.writer.height, self.writer.width),
+            background=leaks.Background.of(self.writer.columns, self.writer.height, self.writer.width),
             at_least=self.settings.near_duplicates,
         )
         merged, final = self._settle(duplicates, subjects, roles, labels)
@@ -396,18 +395,6 @@ class _Preparation:
             "content_digest": _digest_content(self.writer.columns, subjects),
             "source_digest": hashlib.sha256("".join(self.digests).encode()).hexdigest(),
         }
-
-
-def frames_of(columns: Mapping[str, Sequence[Any]], height: int, width: int) -> IntArray:
-    """Frame (N, 4) of each image, from its record: first and end row and column of what is no padding."""
-    known: dict[tuple[Any, ...], tuple[int, int, int, int]] = {}
-    frames = []
-    for source, scale, offset in zip(*(columns[name] for name in ("source_size", "scale", "offset")), strict=True):
-        key = (*source, *scale, *offset)
-        if key not in known:
-            known[key] = Placement(tuple(source), tuple(scale), tuple(offset)).frame(height, width)
-        frames.append(known[key])
-    return np.asarray(frames, dtype=np.int64).reshape(-1, 4)
 
 
 def read_rows(stored: Any, rows: IntArray) -> Pixels:

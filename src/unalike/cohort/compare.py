@@ -15,7 +15,7 @@ import zarr
 
 from unalike import folders
 from unalike.cohort import leaks
-from unalike.cohort.build import frames_of, read_rows
+from unalike.cohort.build import read_rows
 from unalike.cohort.plan import Item, MadeImage
 from unalike.cohort.readers import plan_source
 from unalike.cohort.readers.pictures import make_picture
@@ -24,7 +24,6 @@ from unalike.cohort.store import ImageWriter
 from unalike.engine import map_in_order, show_progress
 from unalike.errors import InputError, PictureError
 from unalike.images import pictures
-from unalike.records import IntArray
 
 # Pictures of any size are compared in gray at this one: fine enough for a near duplicate to be told from a neighbour.
 SIZE = 256
@@ -83,7 +82,7 @@ def find_leaks(
         plan, _ = plan_source(source, settings)
         items += [(number, item) for item in plan.items]
     with tempfile.TemporaryDirectory(prefix="unalike-") as scratch:
-        read, digests, frames, skipped = _read_all(items, Path(scratch), settings, workers)
+        read, digests, background, skipped = _read_all(items, Path(scratch), settings, workers)
         for number, source in enumerate(sources):
             if number not in {own for own, _ in read}:
                 own = [reason for place, reason in skipped if place == number]
@@ -101,7 +100,7 @@ def find_leaks(
             subjects=named["subjects"],
             channels=("gray",),
             read=functools.partial(read_rows, stored),
-            frames=frames,
+            background=background,
             at_least=near_duplicates,
         )
         table = leaks.tabulate_duplicates(duplicates, **named)
@@ -139,8 +138,8 @@ def _load(numbered: tuple[int, Item], *, settings: PrepareSettings) -> tuple[Mad
 
 def _read_all(
     items: list[tuple[int, Item]], scratch: Path, settings: PrepareSettings, workers: int | None
-) -> tuple[list[tuple[int, Item]], list[str], IntArray, list[tuple[int, str]]]:
-    """What could be read, its digests and frames, and of what could not be read the number of its folder and why."""
+) -> tuple[list[tuple[int, Item]], list[str], leaks.Background, list[tuple[int, str]]]:
+    """What could be read, its digests and background, and of what could not be read the number of its folder and why."""
     writer = ImageWriter(scratch, channels=("gray",), height=SIZE, width=SIZE, dtype=np.dtype(np.uint8))
     read: list[tuple[int, Item]] = []
     digests: list[str] = []
@@ -158,7 +157,7 @@ def _read_all(
                 digests.append(digest)
             progress.advance()
     writer.flush()
-    return read, digests, frames_of(writer.columns, SIZE, SIZE), skipped
+    return read, digests, leaks.Background.of(writer.columns, SIZE, SIZE), skipped
 
 
 def _report(

@@ -8,21 +8,34 @@ different subjects) and mirrored ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from unalike.cohort.settings import PrepareSettings
 from unalike.engine import show_progress
 from unalike.errors import InputError
 from unalike.images.contact import draw_pairs
+from unalike.images.geometry import Placement
 from unalike.records import MASK, IntArray, Pixels, TextArray
 
 DRAWN_PAIRS = 48
+# Gray levels (of 255) that count as black where two pictures are compared within what they show.
+DARK = 10
+# Pairs whose images are read together to be confirmed.
+CONFIRMED_AT_ONCE = 64
+FLIPS = {
+    "none": np.s_[:],
+    "left-right": np.s_[:, :, ::-1],
+    "up-down": np.s_[:, ::-1],
+    "both": np.s_[:, ::-1, ::-1],
+}
 # More pairs than this are counted and used, but not listed.
 MOST_LISTED = 100_000
 
@@ -74,24 +87,79 @@ class _Union:
         self.parent[max(a, b)] = min(a, b)
 
 
+@dataclass(frozen=True)
+class Background:
+    """What shows nothing of a patient, and must not make two of them alike: our padding, and the zeros of volumes.
+
+    ``frames`` (N, 4) are first and end row and column of what is not padding, ``means`` (N, C) the mean gray level
+    there, ``masked`` (N,) tells slices of volumes, whose air, or what brain extraction took away, is exactly 0.
+    """
+
+    frames: IntArray
+    means: IntArray
+    masked: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Sequence[Any]], height: int, width: int) -> Background:
+        """From the columns of records, of images that are ``height`` × ``width``."""
+        known: dict[tuple[float, ...], tuple[int, int, int, int]] = {}
+        frames = []
+        for source, scale, offset in zip(*(columns[name] for name in ("source_size", "scale", "offset")), strict=True):
+            key = (*source, *scale, *offset)
+            if key not in known:
+                known[key] = Placement(tuple(source), tuple(scale), tuple(offset)).frame(height, width)
+            frames.append(known[key])
+        placed = np.asarray(frames, dtype=np.int64).reshape(-1, 4)
+        area = np.maximum((placed[:, 1] - placed[:, 0]) * (placed[:, 3] - placed[:, 2]), 1)
+        sums = np.asarray(columns["sums"], dtype=np.int64).reshape(len(placed), -1)  # padding is 0 and adds nothing
+        means = (2 * sums + area[:, None]) // (2 * area[:, None])
+        return cls(frames=placed, means=means, masked=np.asarray([bool(affine) for affine in columns["affine"]]))
+
+    def level(self, pixels: Pixels, rows: IntArray) -> Pixels:
+        """Images (n, C, H, W) of these rows with background at the mean of the rest, in place.
+
+        At the mean it adds nothing to a correlation.
+        """
+        height, width = pixels.shape[2:]
+        frames, means = self.frames[rows], self.means[rows].astype(pixels.dtype)
+        padded = (frames != (0, height, 0, width)).any(axis=1) & ~self.masked[rows]
+        for place in np.flatnonzero(padded):
+            top, bottom, left, right = frames[place].tolist()
+            image, levels = pixels[place], means[place][:, None, None]
+            image[:, :top], image[:, bottom:], image[:, :, :left], image[:, :, right:] = levels, levels, levels, levels
+        for place in np.flatnonzero(self.masked[rows]):
+            for plane in pixels[place]:
+                _level_zeros(plane)
+        return pixels
+
+
+def _level_zeros(plane: Pixels) -> None:
+    """Put zeros at the mean of the other pixels, in place; three passes that stay in the cache."""
+    zeros = plane == 0
+    lit = plane.size - int(np.count_nonzero(zeros))
+    if 0 < lit < plane.size:
+        level = plane.dtype.type(round(int(plane.sum(dtype=np.int64)) / lit))
+        np.maximum(plane, zeros.view(np.uint8) * level, out=plane)
+
+
 def find_duplicates(
     *,
     digests: Sequence[str],
     subjects: TextArray,
     channels: Sequence[str],
     read: Callable[[IntArray], Pixels],
-    frames: IntArray,
+    background: Background,
     at_least: float,
 ) -> Duplicates:
     """Exact duplicates among all images, and near or mirrored ones (correlation ``at_least``) of different subjects.
 
-    ``read(rows)`` gives pixels of ascending rows, ``frames`` (N, 4) the rows and columns of each that are no padding
-    (`geometry.Placement.frame`): what all images share because we padded them makes nobody alike. Masks do not count.
-    ``at_least`` 0 leaves near duplicates out.
+    ``read(rows)`` gives pixels (a fresh array) of ascending rows. ``background`` is taken out, or what all images
+    share would make everybody alike. A pair must also correlate where either shows something (`correlate_within`).
+    Masks do not count. ``at_least`` 0 leaves near duplicates out.
     """
 
-    def read_unpadded(rows: IntArray) -> Pixels:
-        return level_padding(read(rows), frames[rows])
+    def read_leveled(rows: IntArray) -> Pixels:
+        return background.level(read(rows), rows)
 
     union = _Union(len(digests))
     pairs: list[tuple[int, int, str, str, float]] = []
@@ -104,7 +172,9 @@ def find_duplicates(
     found = len(pairs)
     if at_least:
         originals = np.asarray(sorted(seen.values()), dtype=np.int64)
-        for first, second, similarity, mirror in _find_near(originals, subjects, channels, read_unpadded, at_least):
+        for first, second, similarity, mirror in _find_near(
+            originals, subjects, channels, read, read_leveled, at_least
+        ):
             union.join(first, second)
             found += 1
             if len(pairs) < MOST_LISTED:
@@ -122,18 +192,17 @@ def find_duplicates(
     )
 
 
-def level_padding(pixels: Pixels, frames: IntArray) -> Pixels:
-    """Images (n, C, H, W) with padding at the mean of what each shows: it adds nothing to a correlation."""
-    height, width = pixels.shape[2:]
-    padded = np.flatnonzero((frames != (0, height, 0, width)).any(axis=1))
-    if len(padded):
-        pixels = pixels.copy()
-    for image, (top, bottom, left, right) in ((pixels[row], frames[row].tolist()) for row in padded):
-        for plane in image:
-            inner = plane[top:bottom, left:right]
-            level = np.rint(inner.mean()).astype(plane.dtype) if inner.size else plane.dtype.type(0)
-            plane[:top], plane[bottom:], plane[:, :left], plane[:, right:] = level, level, level, level
-    return pixels
+def correlate_within(a: Pixels, b: Pixels) -> float:
+    """Correlation of two images (C, H, W) where either is brighter than `DARK`; 0 where that is undefined.
+
+    Sums are of integers, hence exact.
+    """
+    dark = DARK * (257 if a.dtype == np.uint16 else 1)
+    lit = (a > dark) | (b > dark)
+    x, y = a[lit].astype(np.int64), b[lit].astype(np.int64)
+    count, sum_x, sum_y = len(x), int(x.sum()), int(y.sum())
+    spread = (count * int(x @ x) - sum_x**2) * (count * int(y @ y) - sum_y**2)
+    return (count * int(x @ y) - sum_x * sum_y) / math.sqrt(spread) if spread > 0 else 0.0
 
 
 def _find_near(
@@ -141,8 +210,9 @@ def _find_near(
     subjects: TextArray,
     channels: Sequence[str],
     read: Callable[[IntArray], Pixels],
+    read_leveled: Callable[[IntArray], Pixels],
     at_least: float,
-) -> Any:
+) -> Iterator[tuple[int, int, float, str]]:
     """Near and mirrored pairs among ``rows``, which are no exact duplicates of each other."""
     if len(rows) < 2:
         return
@@ -153,20 +223,22 @@ def _find_near(
     with show_progress("Looking for duplicates", total=2 * len(rows), unit="images") as progress:
         for chunk in find_pairs(
             count=len(rows),
-            read=lambda wanted: read(rows[wanted]),
+            read=lambda wanted: read_leveled(rows[wanted]),
             at_least=at_least,
             groups=groups.astype(np.int64),
             channels=seen,
             progress=progress,
         ):
-            for first, second, similarity, mirror in zip(
-                chunk.first.tolist(),
-                chunk.second.tolist(),
-                chunk.similarity.tolist(),
-                chunk.mirror.tolist(),
-                strict=True,
-            ):
-                yield int(rows[first]), int(rows[second]), similarity, mirror
+            for begin in range(0, len(chunk.first), CONFIRMED_AT_ONCE):
+                part = slice(begin, begin + CONFIRMED_AT_ONCE)
+                first, second = rows[chunk.first[part]], rows[chunk.second[part]]
+                wanted = np.unique(np.concatenate([first, second]))
+                images = dict(zip(wanted.tolist(), read(wanted)[:, seen], strict=True))
+                for a, b, similarity, mirror in zip(
+                    first.tolist(), second.tolist(), chunk.similarity[part].tolist(), chunk.mirror[part], strict=True
+                ):
+                    if correlate_within(images[a], images[b][FLIPS[str(mirror)]]) >= 2 * at_least - 1:
+                        yield a, b, similarity, str(mirror)
 
 
 def tabulate_duplicates(

@@ -206,8 +206,9 @@ def _what_a_run_saw(wanted: _Search, header: Header) -> tuple[str, bool]:
     seen = gone & set(opened.column("subject")[_rows_seen(opened, header)].tolist())
     if not seen:
         return "trained on this cohort, but not on these subjects", False
-    holds = ", and holds their images: remove it" if header.content.get("holds_training_images") else ""
-    return f"trained on {len(seen)} of these subjects{holds}: train it again without them", True
+    if header.content.get("holds_training_images"):
+        return f"trained on {len(seen)} of these subjects, whose images it holds: remove it and train again", True
+    return f"trained on {len(seen)} of these subjects: train it again without them", True
 
 
 def _rows_seen(opened: ImageFolder, header: Header) -> IntArray:
@@ -265,7 +266,8 @@ def _mend_swap(path: Path, *, dry_run: bool) -> Path:
         old.rename(path)
     elif old.is_dir() and not dry_run:
         _remove(old)
-    if fresh.is_dir() and not (fresh / folders.UNFINISHED).is_file() and not dry_run:  # an unfinished one is begun again
+    begun_again = (fresh / folders.UNFINISHED).is_file()  # by whoever writes there next
+    if fresh.is_dir() and not begun_again and not dry_run:
         _remove(fresh)
     return path
 

@@ -13,7 +13,6 @@ import hashlib
 import io
 import math
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from zlib_ng import zlib_ng as zlib  # the same interface, more than twice as fast
 
 from unalike.errors import PictureError, SettingsError
 from unalike.records import FloatArray

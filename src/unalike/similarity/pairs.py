@@ -29,9 +29,11 @@ import torch
 
 from unalike.engine import Progress
 from unalike.errors import SettingsError
+from unalike.images.moments import sum_squares
 from unalike.records import FloatArray, IntArray, Pixels, TextArray
 from unalike.similarity.correlation import Block, _Images, _prepare, _similarities
 from unalike.similarity.products import Product, pick_product
+from unalike.similarity.pruning import AREA, BLOCK, _block_sums
 
 Places = torch.Tensor | slice  # of images in the index
 Mirror = Literal["none", "left-right", "up-down", "both"]
@@ -215,16 +217,16 @@ class _Projector:
 
     def _project(self, images: Pixels) -> _Projection:
         """All sums are of integers below 2⁵³, hence exact (Σa² of 16 bits: up to 2²¹ pixels; beyond, to 1 in 2⁵²/D)."""
-        pixels = torch.from_numpy(images.astype(np.float64))
+        coarse, sums, squares = self._sum_up_in_fours(images) if self.in_fours(images) else self._sum_up(images)
+        each = self.pixels // sums.shape[1]
         # Less the rounded mean m, Σ(a − m)² is at most twice Σ(a − ā)², so that nothing cancels below.
-        pixels -= (pixels.sum(dim=(1, 2, 3)) / self.pixels).round()[:, None, None, None]
-        flat = pixels.flatten(2)
-        sums, squares = flat.sum(dim=2), torch.linalg.vecdot(flat, flat)
+        middle = (sums.sum(dim=1) / self.pixels).round()[:, None]
+        squares = squares - 2 * middle * sums + each * middle**2
+        sums = sums - each * middle
+        coarse = coarse - middle[:, :, None, None] * self.area
         mean = sums.sum(dim=1) / self.pixels
-        coarse = self.rows @ (pixels @ self.columns.T)
         coarse = (coarse - mean[:, None, None, None] * self.area) * self.weight
         # Of each channel: Σ(a − ā)² = Σa² − 2ā·Σa + (D/C)·ā².
-        each = self.pixels // sums.shape[1]
         spread = squares - 2 * mean[:, None] * sums + each * mean[:, None] ** 2
         defined = squares.sum(dim=1) > 0
         norm = spread.sum(dim=1)[defined].sqrt()
@@ -238,6 +240,31 @@ class _Projector:
             rest=(spread - energy.sum(dim=0)).clamp(min=0).sqrt(),
             norms=torch.cat(list(energy[1:].sqrt()), dim=1),
         )
+
+    def _sum_up(self, images: Pixels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Folded sums of blocks (n, C, rows, columns), Σa and Σa² (n, C)."""
+        pixels = torch.from_numpy(images.astype(np.float64))
+        flat = pixels.flatten(2)
+        coarse = self.rows @ (pixels @ self.columns.T)
+        return coarse, flat.sum(dim=2), torch.linalg.vecdot(flat, flat)
+
+    def in_fours(self, images: Pixels) -> bool:
+        """Whether blocks of the projection are made of whole blocks of 4 × 4 pixels, which are added up much faster."""
+        height, width = images.shape[2:]
+        if images.dtype != np.uint8 or height % BLOCK or width % 8:
+            return False
+        return all(
+            bool((matrix.reshape(len(matrix), -1, BLOCK) == matrix[:, ::BLOCK, None]).all())
+            for matrix in (self.rows, self.columns)
+        )
+
+    def _sum_up_in_fours(self, images: Pixels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same of 8-bit images by way of their 4 × 4 blocks."""
+        count, channels, height, width = images.shape
+        fours = _block_sums(np.ascontiguousarray(images)).add_(128 * AREA)
+        small = fours.reshape(count, channels, height // BLOCK, width // BLOCK).to(torch.float64)
+        coarse = self.rows[:, ::BLOCK] @ (small @ self.columns[:, ::BLOCK].T)
+        return coarse, small.sum(dim=(2, 3)), torch.from_numpy(sum_squares(images).astype(np.float64))
 
 
 def _fold(side: int, half: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from unalike.cohort.plan import (
     ASSUMED,
     Item,
     Plan,
+    choose_classes,
     compile_pattern,
     match_pattern,
     name_below,
@@ -56,6 +57,7 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
         )
     if not items:
         raise InputError(f"{files[0]} lists no training images. Get the task again.")
+    items = choose_classes(items, settings)
     if pattern is None:
         notes.append(ASSUMED.format(what="scan (named by its file)"))
     scale = spread_labels(settings, max(labels.values(), default=0)) if MASK in channels else 0

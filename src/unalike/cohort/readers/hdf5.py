@@ -79,7 +79,8 @@ def _dataset(file: Any, path: Path, name: str) -> Any:
 def _count_images(path: Path, layout: Layout) -> int:
     with _open(path) as file:
         dataset = _dataset(file, path, layout.images)
-        shape, size = dataset.shape, dataset.size * dataset.dtype.itemsize
+        shape: tuple[int, ...] = dataset.shape or ()
+        size = (dataset.size or 0) * dataset.dtype.itemsize
     if len(shape) != 4 or shape[3] not in _COLORS.values():
         raise InputError(f"{path} holds {shape} images, but (N, H, W, 1 or 3) are needed. Check --recipe.")
     if shape[1] * shape[2] > pictures.LARGEST_PICTURE:

@@ -17,6 +17,7 @@ from unalike.cohort.plan import (
     MadeImage,
     NoSuchFiles,
     Plan,
+    choose_classes,
     compile_pattern,
     match_pattern,
     name_below,
@@ -51,6 +52,7 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
     files, notes = walk_files(source, volumes.SUFFIXES)
     scans: dict[str, dict[str, Path]] = {}
     subjects: dict[str, str] = {}
+    labels: dict[str, str] = {}
     left_out = 0
     for path in files:
         inside = name_below(path, source)
@@ -58,7 +60,7 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
         if named is None and not (channel_pattern and subject_pattern):
             left_out += 1
             continue
-        scan, subject, channel = named or (inside, inside, "image")
+        scan, subject, channel, label = named or (inside, inside, "image", "")
         if channel_pattern and channel not in layout.guides:
             channel = _canonical(match_pattern(channel_pattern, inside, "--channel-pattern"))
         if subject_pattern:
@@ -71,26 +73,29 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
             )
         scans[scan][channel] = path
         subjects[scan] = subject
+        labels[scan] = (label or labels.get(scan, "")) if settings.labels else ""
     if not scans:
         raise NoSuchFiles(f"none of the {len(files)} volumes of {source} lies where the recipe expects them.")
     if left_out:
         notes.append(f"{left_out} of {len(files)} volumes lie elsewhere than the recipe says: left out.")
     channels = choose_channels(settings.channels, {channel for found in scans.values() for channel in found}, layout)
-    items = tuple(
+    items = [
         Item(
             source=name_below(min(found.values()), source),
             subject=subjects[scan],
+            label=labels[scan],
             published=published_role(min(found.values()).relative_to(source).parts[:-1]),
             files=tuple((channel, found[channel]) for channel in (*channels, *layout.guides) if channel in found),
         )
         for scan, found in sorted(scans.items())
         if any(channel in found for channel in channels)
-    )
+    ]
+    items = choose_classes(items, settings)
     # A recipe that says what a patient's name is needs no assumption.
     if subject_pattern is None and settings.recipe in {"nifti", "msd"}:
         notes.append(ASSUMED.format(what="scan (named by its file)"))
     return Plan(
-        items=items,
+        items=tuple(items),
         channels=channels,
         notes=tuple(notes),
         scale=common_scale((_extent(item.files[0][1], settings) for item in items), settings),
@@ -100,8 +105,8 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
     )
 
 
-def _match_layout(inside: str, layout: Layout) -> tuple[str, str, str] | None:
-    """Scan, subject and channel of a path by the layout's patterns; None if it is left out."""
+def _match_layout(inside: str, layout: Layout) -> tuple[str, str, str, str] | None:
+    """Scan, subject, channel and class of a path by the layout's patterns; None if it is left out."""
     if layout.exclude and layout.exclude.search(inside):
         return None
     for entry in layout.files:
@@ -110,7 +115,7 @@ def _match_layout(inside: str, layout: Layout) -> tuple[str, str, str] | None:
             groups = found.groupdict()
             subject = groups.get("subject") or inside
             channel = entry.channel or groups.get("channel") or "image"
-            return groups.get("scan") or subject, subject, _canonical(channel)
+            return groups.get("scan") or subject, subject, _canonical(channel), groups.get("label") or ""
     return None
 
 
@@ -290,23 +295,26 @@ def _gray_levels(scan: Scan, channel: str, plan: Plan, settings: PrepareSettings
 
 def _scale_mask(labels: Any, name: str, scale: int, settings: PrepareSettings) -> Pixels:
     """Labels as gray levels; anything but whole labels that fit into 0–255 and the map is refused."""
+    lowest, highest = float(labels.min()), int(labels.max())
     floating = not np.issubdtype(labels.dtype, np.integer)
-    if (floating and (labels != np.rint(labels)).any()) or labels.min() < 0:
+    if lowest < 0 or (floating and (labels != np.rint(labels)).any()):
         raise PictureError(f"{name} is taken as a mask but does not hold whole labels. Check --channel-pattern.")
-    highest = int(labels.max())
     if highest * scale > 255:
         raise PictureError(
             f"{name} has label {highest}, which times --mask-scale {scale} is above 255. Lower --mask-scale."
         )
+    levels: Pixels = labels.astype(np.uint8)  # keeps the order in memory
     if settings.mask_labels:
-        odd = sorted(set(np.flatnonzero(np.bincount(labels.astype(np.uint8).ravel()))) - {0, *settings.mask_labels})
+        # Most of a mask is background: what is left is few.
+        line = levels.ravel(order="K")
+        odd = sorted(set(np.unique(line[line != 0]).tolist()) - set(settings.mask_labels))
         if odd:
             known = ", ".join(map(str, settings.mask_labels))
             raise PictureError(
                 f"{name} has label {odd[0]}, which is none of {known}. Mend it, change --mask-labels, or pass "
                 "--on-bad-file skip."
             )
-    levels: Pixels = labels.astype(np.uint8) * np.uint8(scale)
+    levels *= np.uint8(scale)
     return levels
 
 
