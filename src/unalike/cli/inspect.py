@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from unalike.cli.output import Json, print_json
 
 _LISTED = 20
+_SIDES = ("first", "second")
 
 
 def inspect(
@@ -88,11 +89,14 @@ def _show_leaks(
         f"pictures: {total}; pairs of equal pixels {report.exact_pairs}, near duplicates {report.near_pairs}, mirrored "
         f"{report.mirrored_pairs}" + (f"; {report.across_pairs} of them across the folders" if other else "")
     )
+    places = (folder, other or folder)
     order = sorted(report.pairs, key=lambda pair: (not pair["across"], pair["kind"] != "exact", -pair["similarity"]))
     for pair in order[:_LISTED]:
-        print(f"  {pair['kind']:8} {pair['similarity']:.4f}  {pair['first']}  {pair['second']}")
-    if len(order) > _LISTED:
-        print(f"  and {len(order) - _LISTED} more; --json lists them all")
+        first, second = (places[side] / pair[name] for side, name in zip(pair["folders"], _SIDES, strict=True))
+        print(f"  {pair['kind']:8} {pair['similarity']:.4f}  {first}  {second}")
+    more = len(order) - _LISTED + report.pairs_not_listed
+    if more > 0:
+        print(f"  and {more} more; --json lists up to {len(order)}")
     for reason in report.skipped:
         print(f"skipped: {reason}")
     if sheet is not None and report.pairs:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zarr
 
 from unalike import folders
 from unalike.cohort import leaks
@@ -28,11 +27,11 @@ from unalike.cohort.readers import load_item, plan_source
 from unalike.cohort.recipes import Reader, find_recipe
 from unalike.cohort.settings import PrepareSettings
 from unalike.cohort.split import draw_holdout, draw_limited
-from unalike.cohort.store import ImageFolder, ImageWriter, describe_pixels, open_images
+from unalike.cohort.store import ImageFolder, ImageWriter, describe_pixels, open_images, read_stored
 from unalike.engine import map_in_order, show_progress
-from unalike.errors import InputError, PictureError, SettingsError
+from unalike.errors import FolderError, InputError, PictureError, SettingsError
 from unalike.images.pictures import channel_names
-from unalike.records import IntArray, Pixels, TextArray
+from unalike.records import Pixels, TextArray
 
 # Settings that decide what happens once all is read: with others an interrupted preparation goes on all the same.
 _LATE = frozenset({"on_bad_file", "on_leak", "near_duplicates", "holdout", "split", "stratify"})
@@ -106,7 +105,7 @@ def prepare_cohort(
     except BaseException as error:
         if folders.give_up_folder(out, nothing_made=lambda: not holds_finished_items(out)):
             raise
-        if isinstance(error, InputError):
+        if isinstance(error, InputError) and not isinstance(error, FolderError):
             raise type(error)(f"{error} What was read so far stays in {out}: repeat the command to go on.") from error
         raise
     digest = content.pop("source_digest")
@@ -284,12 +283,11 @@ class _Preparation:
             raise InputError(_nothing_left(self.plan, self.skipped, self.settings))
         self.writer.flush()
         subjects, roles, labels = self._columns()
-        stored = zarr.open_array(self.out / folders.IMAGES, mode="r")
         duplicates = leaks.find_duplicates(
             digests=self.writer.columns["digest"],
             subjects=subjects,
             channels=self.writer.channels,
-            read=functools.partial(read_rows, stored),
+            read=read_stored(self.out / folders.IMAGES),
             background=leaks.Background.of(self.writer.columns, self.writer.height, self.writer.width),
             at_least=self.settings.near_duplicates,
         )
@@ -300,30 +298,31 @@ class _Preparation:
         counts["merged_subjects"] = len(set(subjects.tolist())) - len(set(merged.tolist()))
         counts["largest_merge"] = _largest_merge(subjects, merged)
         self._fill_columns(key, merged, final, labels)
-        counts["dropped_images"] = 0
+        kept = np.arange(len(final), dtype=np.int64)
         if self.settings.on_leak == "drop":
-            kept = np.setdiff1d(
-                np.arange(len(roles)), leaks.rows_to_drop(duplicates, subjects=subjects, labels=labels, roles=final)
-            )
-            counts["dropped_images"] = len(roles) - len(kept)
-            table = leaks.keep_pairs(table, kept)
+            kept = np.setdiff1d(kept, leaks.rows_to_drop(duplicates, subjects=subjects, labels=labels, roles=final))
+        counts["dropped_images"] = len(final) - len(kept)
+        _check_roles(final[kept], self.settings)
+        if len(kept) < len(final):
             self.journal.close(remove=True)  # it speaks of what is rewritten now
             self.writer.keep(kept)
-            subjects, merged, final = subjects[kept], merged[kept], final[kept]
+            table = leaks.keep_pairs(table, kept)
         content = self.writer.close()
-        _check_roles(final, self.settings)
         pq.write_table(table, self.out / folders.DUPLICATES)
+        self._draw_duplicates(table)
+        names = dict(zip(subjects[kept].tolist(), merged[kept].tolist(), strict=True))
+        _write_private(self.out, key, self.plan, self.skipped, names, set(self.writer.columns["source"]))
+        self.journal.close(remove=True)
+        return content | self._describe(counts, merged[kept])
+
+    def _draw_duplicates(self, table: pa.Table) -> None:
+        assert self.writer is not None  # noqa: S101
         leaks.draw_duplicates(
             table,
             channels=self.writer.channels,
-            read=functools.partial(read_rows, zarr.open_array(self.out / folders.IMAGES, mode="r")),
+            read=read_stored(self.out / folders.IMAGES),
             path=self.out / folders.DUPLICATES_SHEET,
         )
-        _write_private(
-            self.out, key, self.plan, self.skipped, dict(zip(subjects.tolist(), merged.tolist(), strict=True))
-        )
-        self.journal.close(remove=True)
-        return content | self._describe(counts, merged)
 
     def _settle(
         self, duplicates: leaks.Duplicates, subjects: TextArray, roles: TextArray, labels: TextArray
@@ -379,6 +378,7 @@ class _Preparation:
             _REMARKS[name].format(count=count, total=len(self.digests)) for name, count in sorted(self.remarks.items())
         ]
         assert self.writer is not None  # noqa: S101
+        deeper = 257 if self.writer.dtype == np.uint16 else 1
         return {
             "notes": [
                 *leaks.describe_leaks(counts, self.settings),
@@ -391,17 +391,10 @@ class _Preparation:
             "skipped": len(self.skipped),
             "items": len(self.plan.items),
             "aspect_ratios": [min(self.aspects), max(self.aspects)],
-            "mask_names": dict(self.plan.mask_names),
-            "content_digest": _digest_content(self.writer.columns, subjects),
+            "mask_names": {name: level * deeper for name, level in self.plan.mask_names.items()},
+            "content_digest": digest_content(self.writer.columns, subjects),
             "source_digest": hashlib.sha256("".join(self.digests).encode()).hexdigest(),
         }
-
-
-def read_rows(stored: Any, rows: IntArray) -> Pixels:
-    """Pixels of these rows (ascending) of a zarr array."""
-    if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
-        return np.asarray(stored[int(rows[0]) : int(rows[-1]) + 1])
-    return np.asarray(stored.oindex[rows])
 
 
 def _describe_misfit(image: Pixels, writer: ImageWriter, name: str, first: str) -> str:
@@ -458,7 +451,7 @@ def pseudonym(key: bytes, purpose: str, text: str) -> str:
     return purpose[0] + hmac.new(key, f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()[:12]
 
 
-def _digest_content(columns: Mapping[str, Sequence[Any]], subjects: TextArray) -> str:
+def digest_content(columns: Mapping[str, Sequence[Any]], subjects: TextArray) -> str:
     """Digest of images, classes, roles and who belongs to whom, which does not depend on the pseudonym key."""
     _, first, number = np.unique(subjects, return_index=True, return_inverse=True)
     order = np.argsort(np.argsort(first))[number].tolist()  # subjects by first appearance
@@ -475,12 +468,20 @@ def _split_notes(plan: Plan, settings: PrepareSettings) -> list[str]:
     return []
 
 
-def _write_private(out: Path, key: bytes, plan: Plan, skipped: Sequence[BadFile], merged: Mapping[str, str]) -> None:
+def _write_private(
+    out: Path,
+    key: bytes,
+    plan: Plan,
+    skipped: Sequence[BadFile],
+    merged: Mapping[str, str],
+    sources: set[str],
+) -> None:
     """What names patients: the key, and which pseudonym is whom. Readable by the owner alone."""
     private = out / folders.PRIVATE
     known: Callable[[str, str], str] = functools.cache(functools.partial(pseudonym, key))
-    # Only of what the cohort holds: a subject whose images are all gone leaves no trace.
-    items = [item for item in plan.items if item.subject in merged]
+    # Only of what the cohort holds (and what is said to be skipped): dropped pictures leave no trace here.
+    sources |= {known("source", bad.source) for bad in skipped}
+    items = [item for item in plan.items if item.subject in merged and known("source", item.source) in sources]
     table = {
         "source": [known("source", item.source) for item in items],
         "path": [item.source for item in items],

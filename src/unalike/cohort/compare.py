@@ -11,16 +11,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import zarr
 
 from unalike import folders
 from unalike.cohort import leaks
-from unalike.cohort.build import read_rows
 from unalike.cohort.plan import Item, MadeImage
 from unalike.cohort.readers import plan_source
 from unalike.cohort.readers.pictures import make_picture
 from unalike.cohort.settings import PrepareSettings
-from unalike.cohort.store import ImageWriter
+from unalike.cohort.store import ImageWriter, read_stored
 from unalike.engine import map_in_order, show_progress
 from unalike.errors import InputError, PictureError
 from unalike.images import pictures
@@ -87,7 +85,7 @@ def find_leaks(
             if number not in {own for own, _ in read}:
                 own = [reason for place, reason in skipped if place == number]
                 raise InputError(f"none of the {len(own)} pictures of {source} could be read; the first: {own[0]}")
-        stored = zarr.open_array(Path(scratch) / folders.IMAGES, mode="r")
+        stored = read_stored(Path(scratch) / folders.IMAGES)
         # Without a pattern, "001.png" of two folders are two patients.
         subjects = [item.subject if subject_pattern else f"{number}/{item.subject}" for number, item in read]
         named = {
@@ -99,15 +97,13 @@ def find_leaks(
             digests=digests,
             subjects=named["subjects"],
             channels=("gray",),
-            read=functools.partial(read_rows, stored),
+            read=stored,
             background=background,
             at_least=near_duplicates,
         )
         table = leaks.tabulate_duplicates(duplicates, **named)
         if sheet is not None and table.num_rows:
-            leaks.draw_duplicates(
-                table, channels=("gray",), read=functools.partial(read_rows, stored), path=Path(sheet)
-            )
+            leaks.draw_duplicates(table, channels=("gray",), read=stored, path=Path(sheet))
     reasons = [reason for _, reason in skipped]
     return _report(table, read, duplicates, named["subjects"] if subject_pattern else None, reasons, len(sources))
 
@@ -139,7 +135,7 @@ def _load(numbered: tuple[int, Item], *, settings: PrepareSettings) -> tuple[Mad
 def _read_all(
     items: list[tuple[int, Item]], scratch: Path, settings: PrepareSettings, workers: int | None
 ) -> tuple[list[tuple[int, Item]], list[str], leaks.Background, list[tuple[int, str]]]:
-    """What could be read, its digests and background, and of what could not be read the number of its folder and why."""
+    """What could be read, its digests and background; and of what could not be, the number of its folder and why."""
     writer = ImageWriter(scratch, channels=("gray",), height=SIZE, width=SIZE, dtype=np.dtype(np.uint8))
     read: list[tuple[int, Item]] = []
     digests: list[str] = []

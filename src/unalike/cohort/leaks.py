@@ -28,6 +28,8 @@ from unalike.records import MASK, IntArray, Pixels, TextArray
 DRAWN_PAIRS = 48
 # Gray levels (of 255) that count as black where two pictures are compared within what they show.
 DARK = 10
+# What float64 may take from a correlation of 1.
+ROUNDING = 1e-12
 # Pairs whose images are read together to be confirmed.
 CONFIRMED_AT_ONCE = 64
 FLIPS = {
@@ -111,9 +113,14 @@ class Background:
             frames.append(known[key])
         placed = np.asarray(frames, dtype=np.int64).reshape(-1, 4)
         area = np.maximum((placed[:, 1] - placed[:, 0]) * (placed[:, 3] - placed[:, 2]), 1)
-        sums = np.asarray(columns["sums"], dtype=np.int64).reshape(len(placed), -1)  # padding is 0 and adds nothing
+        # Padding is 0 and adds nothing to the sums.
+        sums = np.asarray(columns["sums"], dtype=np.int64).reshape(len(placed), -1 if len(placed) else 0)
         means = (2 * sums + area[:, None]) // (2 * area[:, None])
-        return cls(frames=placed, means=means, masked=np.asarray([bool(affine) for affine in columns["affine"]]))
+        return cls(
+            frames=placed,
+            means=means,
+            masked=np.asarray([bool(affine) for affine in columns["affine"]], dtype=np.bool_),
+        )
 
     def level(self, pixels: Pixels, rows: IntArray) -> Pixels:
         """Images (n, C, H, W) of these rows with background at the mean of the rest, in place.
@@ -237,7 +244,7 @@ def _find_near(
                 for a, b, similarity, mirror in zip(
                     first.tolist(), second.tolist(), chunk.similarity[part].tolist(), chunk.mirror[part], strict=True
                 ):
-                    if correlate_within(images[a], images[b][FLIPS[str(mirror)]]) >= 2 * at_least - 1:
+                    if correlate_within(images[a], images[b][FLIPS[str(mirror)]]) >= 2 * at_least - 1 - ROUNDING:
                         yield a, b, similarity, str(mirror)
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unalike import folders
-from unalike.cohort.build import _digest_content
+from unalike.cohort.build import digest_content
 from unalike.cohort.leaks import keep_pairs
 from unalike.cohort.split import select_train_rows
 from unalike.cohort.store import ImageFolder, ImageWriter, open_images
@@ -291,7 +291,7 @@ def _count_anew(
     }
     counts: dict[str, Any] = {"removals": [*before, entry]}
     if "content_digest" in opened.header.content:
-        counts["content_digest"] = _digest_content(columns, opened.column("subject")[kept])
+        counts["content_digest"] = digest_content(columns, opened.column("subject")[kept])
     return counts
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from unalike.errors import SettingsError
 from unalike.images.geometry import Fit
@@ -126,7 +126,10 @@ class PrepareSettings:
     """Volumes: keep at most this many slices per volume, evenly spaced; 1 is the middle one. Default: all."""
 
     def check(self) -> None:
-        """Raise `SettingsError` for a value that makes no sense."""
+        """Raise `SettingsError` for a value of another type or one that makes no sense."""
+        for name, kind in get_type_hints(type(self)).items():
+            if not _is_of(getattr(self, name), kind):
+                raise SettingsError(f"--{name.replace('_', '-')} {getattr(self, name)!r}: give {_describe(kind)}.")
         for wrong, message in (
             (self.size is not None and not 4 <= self.size <= 4096, f"--size {self.size}: give 4 to 4096 pixels."),
             (self.slices is not None and self.slices < 1, f"--slices {self.slices}: give 1 or more."),
@@ -159,3 +162,27 @@ class PrepareSettings:
         ):
             if wrong:
                 raise SettingsError(message)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type of the settings above."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in inner
+    if origin is tuple:
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis and isinstance(value, tuple) else inner
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
+    if inner:  # X | None
+        return any(_is_of(value, one) for one in inner)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
+
+
+def _describe(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "nothing"}
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return "a list"
+    return " or ".join(names[one] for one in get_args(kind)) if get_args(kind) else names[kind]

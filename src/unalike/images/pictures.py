@@ -137,8 +137,10 @@ def convert_color(array: Pixels, color: Color) -> Pixels:
     if color == "rgb" and len(array) == 1:
         return np.repeat(array, 3, axis=0)
     if color == "gray" and len(array) == 3:
-        luma = np.tensordot(np.array([0.299, 0.587, 0.114]), array.astype(np.float64), axes=1)
-        return np.rint(luma)[None].astype(array.dtype)
+        red, green, blue = array.astype(np.uint32)
+        luma = 299 * red + 587 * green + 114 * blue  # thousandths: integers, so that halves round alike everywhere
+        gray: Pixels = ((luma + 500) // 1000)[None].astype(array.dtype)
+        return gray
     return array
 
 

@@ -231,7 +231,8 @@ class _Projector:
         defined = squares.sum(dim=1) > 0
         norm = spread.sum(dim=1)[defined].sqrt()
         coarse, spread = coarse[defined] / norm[:, None, None, None], spread[defined] / norm[:, None] ** 2
-        (top, bottom), width = coarse.split(self.halves[0], dim=2), self.halves[1]
+        height, width = self.halves
+        top, bottom = coarse[:, :, :height], coarse[:, :, height:]
         parts = [top[..., :width], top[..., width:], bottom[..., :width], bottom[..., width:]]
         energy = torch.stack([part.square().sum(dim=(2, 3)) for part in parts])
         return _Projection(

@@ -126,7 +126,7 @@ def _parse(name: str, file: str, text: str) -> Recipe:
     try:
         layouts = tuple(_parse_layout(entry) for entry in document.pop("layout", []))
         recipe = Recipe(name=name, settings=_parse_settings(document.pop("settings", {})), layouts=layouts, **document)
-    except (TypeError, ValueError, KeyError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, re.error, SettingsError) as error:
         raise SettingsError(f"{file} is no recipe ({error}). docs/recipes.md lists the keys.") from error
     if not layouts or not all(isinstance(value, str) for value in document.values()):
         raise SettingsError(
@@ -140,13 +140,19 @@ def _parse_settings(table: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(table) - known)
     if unknown:
         raise ValueError(f"{', '.join(unknown)} is no setting of prepare")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    PrepareSettings(**settings).check()
+    return settings
 
 
 def _parse_layout(entry: Mapping[str, Any]) -> Layout:
     values = dict(entry)
     if values["reader"] not in get_args(Reader):
         raise ValueError(f"reader {values['reader']!r} is none of {', '.join(get_args(Reader))}")
+    if not isinstance(values.get("files", []), list):
+        raise ValueError("files is no list")
+    if not all(isinstance(value, str) for value in values.get("where", {}).values()):
+        raise ValueError("where holds a value that is no text")
     files = [{"pattern": one} if isinstance(one, str) else one for one in values.pop("files", [])]
     values["files"] = tuple(
         FilePattern(pattern=re.compile(one["pattern"], re.IGNORECASE), channel=one.get("channel", "")) for one in files
