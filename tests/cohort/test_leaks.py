@@ -342,7 +342,7 @@ def plain(count: int, size: int) -> leaks.Background:
     """No padding and no volumes."""
     return leaks.Background(
         frames=np.tile(np.asarray([0, size, 0, size], dtype=np.int64), (count, 1)),
-        means=np.zeros((count, 1), dtype=np.int64),
+        sums=np.zeros((count, 1), dtype=np.int64),
         masked=np.zeros(count, dtype=np.bool_),
     )
 
@@ -693,7 +693,7 @@ def test_inspecting_on_the_command_line(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"LEAK: 4 of the 7 pictures of {two[1]} are also in {two[0]}."
     assert "pairs of equal pixels 1, near duplicates 2, mirrored 2; 4 of them across the folders" in lines[1]
-    assert lines[2].split() == ["exact", "1.0000", "p00_0.png", "q00_0.png"]
+    assert lines[2].split() == ["exact", "1.0000", str(two[0] / "p00_0.png"), str(two[1] / "q00_0.png")]
     assert any(line.startswith("skipped: ") and "q09.png" in line for line in lines)
     assert lines[-1] == f"pairs drawn: {tmp_path / 'pairs.png'}"
     assert run([*command, "--near-duplicates", "0.2"]) == 2

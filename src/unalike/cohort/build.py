@@ -101,7 +101,7 @@ def prepare_cohort(
     try:
         prepared = _Preparation(out, draft, settings, seed)
         prepared.load(workers, scheduler)
-        content = prepared.finish(secrets.token_bytes(32) if key is None else key)
+        content = prepared.finish(secrets.token_bytes(32) if key is None else key, workers)
     except BaseException as error:
         if folders.give_up_folder(out, nothing_made=lambda: not holds_finished_items(out)):
             raise
@@ -277,7 +277,7 @@ class _Preparation:
                 return odd
         return ""
 
-    def finish(self, key: bytes) -> dict[str, Any]:
+    def finish(self, key: bytes, workers: int | None) -> dict[str, Any]:
         """Find duplicates, settle roles and subjects, write records and the private part; gives the content."""
         if self.writer is None:
             raise InputError(_nothing_left(self.plan, self.skipped, self.settings))
@@ -290,6 +290,7 @@ class _Preparation:
             read=read_stored(self.out / folders.IMAGES),
             background=leaks.Background.of(self.writer.columns, self.writer.height, self.writer.width),
             at_least=self.settings.near_duplicates,
+            workers=workers,
         )
         merged, final = self._settle(duplicates, subjects, roles, labels)
         named = {"subjects": subjects, "labels": labels, "roles": final}

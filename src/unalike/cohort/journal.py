@@ -14,7 +14,6 @@ from typing import Any
 
 from unalike import folders
 from unalike.errors import FolderError
-from unalike.records import as_json
 
 
 class Journal:
@@ -53,7 +52,7 @@ class Journal:
 
     def add(self, entry: Mapping[str, Any], *, images: int, written: int) -> None:
         """Note an item that is finished once ``images`` are on disk, of which ``written`` are now."""
-        self.waiting.append((images, json.dumps(as_json(entry), allow_nan=False)))
+        self.waiting.append((images, json.dumps(entry, allow_nan=False)))
         self.catch_up(written)
 
     def catch_up(self, written: int) -> None:

@@ -93,12 +93,12 @@ class _Union:
 class Background:
     """What shows nothing of a patient, and must not make two of them alike: our padding, and the zeros of volumes.
 
-    ``frames`` (N, 4) are first and end row and column of what is not padding, ``means`` (N, C) the mean gray level
-    there, ``masked`` (N,) tells slices of volumes, whose air, or what brain extraction took away, is exactly 0.
+    ``frames`` (N, 4) are first and end row and column of what is not padding, ``sums`` (N, C) the sums of all
+    pixels, ``masked`` (N,) tells slices of volumes, whose air, or what brain extraction took away, is exactly 0.
     """
 
     frames: IntArray
-    means: IntArray
+    sums: IntArray
     masked: NDArray[np.bool_]
 
     @classmethod
@@ -112,41 +112,39 @@ class Background:
                 known[key] = Placement(tuple(source), tuple(scale), tuple(offset)).frame(height, width)
             frames.append(known[key])
         placed = np.asarray(frames, dtype=np.int64).reshape(-1, 4)
-        area = np.maximum((placed[:, 1] - placed[:, 0]) * (placed[:, 3] - placed[:, 2]), 1)
-        # Padding is 0 and adds nothing to the sums.
         sums = np.asarray(columns["sums"], dtype=np.int64).reshape(len(placed), -1 if len(placed) else 0)
-        means = (2 * sums + area[:, None]) // (2 * area[:, None])
-        return cls(
-            frames=placed,
-            means=means,
-            masked=np.asarray([bool(affine) for affine in columns["affine"]], dtype=np.bool_),
-        )
+        masked = np.asarray([bool(affine) for affine in columns["affine"]], dtype=np.bool_)
+        return cls(frames=placed, sums=sums, masked=masked)
 
-    def level(self, pixels: Pixels, rows: IntArray) -> Pixels:
-        """Images (n, C, H, W) of these rows with background at the mean of the rest, in place.
+    def level(self, pixels: Pixels, rows: IntArray, *, channels: slice | list[int]) -> Pixels:
+        """These ``channels`` of images (n, C, H, W) of these rows with background at the mean of the rest, in place.
 
         At the mean it adds nothing to a correlation.
         """
         height, width = pixels.shape[2:]
-        frames, means = self.frames[rows], self.means[rows].astype(pixels.dtype)
-        padded = (frames != (0, height, 0, width)).any(axis=1) & ~self.masked[rows]
-        for place in np.flatnonzero(padded):
-            top, bottom, left, right = frames[place].tolist()
-            image, levels = pixels[place], means[place][:, None, None]
-            image[:, :top], image[:, bottom:], image[:, :, :left], image[:, :, right:] = levels, levels, levels, levels
-        for place in np.flatnonzero(self.masked[rows]):
-            for plane in pixels[place]:
-                _level_zeros(plane)
+        whole = (0, height, 0, width)
+        for image, row in zip(pixels, rows.tolist(), strict=True):
+            sums = self.sums[row, channels]
+            if self.masked[row]:
+                _level_zeros(image, sums)
+            elif tuple(self.frames[row]) != whole:
+                _level_padding(image, sums, *self.frames[row].tolist())
         return pixels
 
 
-def _level_zeros(plane: Pixels) -> None:
-    """Put zeros at the mean of the other pixels, in place; three passes that stay in the cache."""
-    zeros = plane == 0
-    lit = plane.size - int(np.count_nonzero(zeros))
-    if 0 < lit < plane.size:
-        level = plane.dtype.type(round(int(plane.sum(dtype=np.int64)) / lit))
-        np.maximum(plane, zeros.view(np.uint8) * level, out=plane)
+def _level_padding(image: Pixels, sums: IntArray, top: int, bottom: int, left: int, right: int) -> None:
+    """Put what is outside the frame at the mean of what is inside; padding is 0 and adds nothing to ``sums``."""
+    area = max((bottom - top) * (right - left), 1)
+    levels = np.rint(sums / area).astype(image.dtype)[:, None, None]
+    image[:, :top], image[:, bottom:], image[:, :, :left], image[:, :, right:] = levels, levels, levels, levels
+
+
+def _level_zeros(image: Pixels, sums: IntArray) -> None:
+    """Put zeros at the mean of the other pixels of their channel."""
+    zeros = image == 0
+    lit = np.asarray([plane.size - np.count_nonzero(plane) for plane in zeros])
+    levels = np.rint(sums / np.maximum(lit, 1)).astype(image.dtype)
+    np.maximum(image, zeros.view(np.uint8) * levels[:, None, None], out=image)
 
 
 def find_duplicates(
@@ -157,6 +155,7 @@ def find_duplicates(
     read: Callable[[IntArray], Pixels],
     background: Background,
     at_least: float,
+    workers: int | None = None,
 ) -> Duplicates:
     """Exact duplicates among all images, and near or mirrored ones (correlation ``at_least``) of different subjects.
 
@@ -165,8 +164,15 @@ def find_duplicates(
     Masks do not count. ``at_least`` 0 leaves near duplicates out.
     """
 
+    compared = [index for index, name in enumerate(channels) if name != MASK]
+    run = slice(compared[0], compared[-1] + 1)
+    chosen = run if compared == list(range(len(channels)))[run] else compared  # a slice is no copy
+
+    def read_seen(rows: IntArray) -> Pixels:
+        return read(rows)[:, chosen]
+
     def read_leveled(rows: IntArray) -> Pixels:
-        return background.level(read(rows), rows)
+        return background.level(read_seen(rows), rows, channels=chosen)
 
     union = _Union(len(digests))
     pairs: list[tuple[int, int, str, str, float]] = []
@@ -180,7 +186,7 @@ def find_duplicates(
     if at_least:
         originals = np.asarray(sorted(seen.values()), dtype=np.int64)
         for first, second, similarity, mirror in _find_near(
-            originals, subjects, channels, read, read_leveled, at_least
+            originals, subjects, read_seen, read_leveled, at_least, workers
         ):
             union.join(first, second)
             found += 1
@@ -215,10 +221,10 @@ def correlate_within(a: Pixels, b: Pixels) -> float:
 def _find_near(
     rows: IntArray,
     subjects: TextArray,
-    channels: Sequence[str],
     read: Callable[[IntArray], Pixels],
     read_leveled: Callable[[IntArray], Pixels],
     at_least: float,
+    workers: int | None,
 ) -> Iterator[tuple[int, int, float, str]]:
     """Near and mirrored pairs among ``rows``, which are no exact duplicates of each other."""
     if len(rows) < 2:
@@ -226,21 +232,20 @@ def _find_near(
     from unalike.similarity.pairs import find_pairs
 
     _, groups = np.unique(subjects[rows], return_inverse=True)
-    seen = [index for index, name in enumerate(channels) if name != MASK]
     with show_progress("Looking for duplicates", total=2 * len(rows), unit="images") as progress:
         for chunk in find_pairs(
             count=len(rows),
             read=lambda wanted: read_leveled(rows[wanted]),
             at_least=at_least,
             groups=groups.astype(np.int64),
-            channels=seen,
+            workers=workers,
             progress=progress,
         ):
             for begin in range(0, len(chunk.first), CONFIRMED_AT_ONCE):
                 part = slice(begin, begin + CONFIRMED_AT_ONCE)
                 first, second = rows[chunk.first[part]], rows[chunk.second[part]]
                 wanted = np.unique(np.concatenate([first, second]))
-                images = dict(zip(wanted.tolist(), read(wanted)[:, seen], strict=True))
+                images = dict(zip(wanted.tolist(), read(wanted), strict=True))
                 for a, b, similarity, mirror in zip(
                     first.tolist(), second.tolist(), chunk.similarity[part].tolist(), chunk.mirror[part], strict=True
                 ):

@@ -33,11 +33,17 @@ def resize_plane(plane: npt.NDArray[Any], height: int, width: int, *, labels: bo
 def center(plane: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
     """Pad with zeros, or crop, around the middle to (height, width)."""
     result = np.zeros((height, width), dtype=plane.dtype)
-    rows, columns = (min(a, b) for a, b in zip(plane.shape, (height, width), strict=True))
+    center_into(result, plane)
+    return result
+
+
+def center_into(target: npt.NDArray[Any], plane: npt.NDArray[Any]) -> None:
+    """Copy a plane around the middle of ``target``, cropped where it is larger; the rest stays as it is."""
+    height, width = target.shape
+    rows, columns = (min(a, b) for a, b in zip(plane.shape, target.shape, strict=True))
     top, left = (plane.shape[0] - rows) // 2, (plane.shape[1] - columns) // 2
     to_top, to_left = (height - rows) // 2, (width - columns) // 2
-    result[to_top : to_top + rows, to_left : to_left + columns] = plane[top : top + rows, left : left + columns]
-    return result
+    target[to_top : to_top + rows, to_left : to_left + columns] = plane[top : top + rows, left : left + columns]
 
 
 def fit_plane(plane: npt.NDArray[Any], size: int, *, fit: Fit, labels: bool = False) -> npt.NDArray[Any]:

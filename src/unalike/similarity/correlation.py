@@ -150,7 +150,7 @@ def _search_pruned(
     """
     pixels = max(int(np.prod(queries.shape[1:])), 1)
     size = min(max(PREPARED_PIXELS // pixels, PRUNED_TILE), REFERENCE_TILE)
-    with _single_threaded_torch() as threads, ThreadPoolExecutor(threads) as pool:
+    with single_threaded_torch() as threads, ThreadPoolExecutor(threads) as pool:
         share = min(max(-(-len(queries) // threads), 1), QUERY_TILE)
         tiles = [_Running(prepare(part), best) for part in _query_parts(queries, share)]
         prepared = map_in_order(prepare, _parts(references, size), workers=max(min(threads // 2, PREPARING_THREADS), 1))
@@ -161,7 +161,7 @@ def _search_pruned(
 
 
 @contextmanager
-def _single_threaded_torch() -> Iterator[int]:
+def single_threaded_torch() -> Iterator[int]:
     """Threads started inside use one processor each; gives the number that torch used before."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

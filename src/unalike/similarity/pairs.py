@@ -27,11 +27,11 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from unalike.engine import Progress
+from unalike.engine import Progress, map_in_order
 from unalike.errors import SettingsError
-from unalike.images.moments import sum_squares
+from unalike.images.moments import sum_pixels
 from unalike.records import FloatArray, IntArray, Pixels, TextArray
-from unalike.similarity.correlation import Block, _Images, _prepare, _similarities
+from unalike.similarity.correlation import Block, _Images, _prepare, _similarities, single_threaded_torch
 from unalike.similarity.products import Product, pick_product
 from unalike.similarity.pruning import AREA, BLOCK, _block_sums
 
@@ -49,10 +49,11 @@ LARGEST_HALF = 16
 # Images compared with how many others at once: tables of 2 MiB, which memory freed by the last ones holds.
 TILE_ROWS, TILE_COLUMNS = 512, 1_024
 # Bytes of pixels read at once, as a cohort's chunks are, and images at most; bytes kept of the first images of pairs.
-READ_BYTES, READ_IMAGES = 2**25, 512
+READ_BYTES, READ_IMAGES = 2**24, 512
 KEPT_BYTES = 2**27
 # Pixels averaged at once: their float64 copy stays in the cache.
 AT_ONCE = 2**18
+AT_ONCE_IN_FOURS = 2**20
 # Runs of neighbouring images that tell what a typical image is: few chunks on disk, from all over the set.
 SAMPLE_RUNS, RUN_IMAGES = 16, 16
 # Possible pairs that wait to be read together. More than `DENSE_PAIRS` that are a 16th of a tile are multiplied out
@@ -92,6 +93,7 @@ def find_pairs(
     groups: IntArray | None = None,
     mirrors: Sequence[Mirror] = ("none", "left-right", "up-down", "both"),
     channels: Sequence[int] | None = None,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Pairs]:
     """Find all pairs among ``count`` images whose correlation, in one of the ``mirrors``, is ``at_least`` that.
@@ -113,14 +115,14 @@ def find_pairs(
         raise ValueError(f"{len(groups)} groups for {count} images")
     chosen = [index for index, mirror in enumerate(MIRRORS) if mirror in mirrors]
     source = _Source(count, read, channels)
-    return _find(source, _Search(source, at_least, groups, chosen), progress or Progress())
+    return _find(source, _Search(source, at_least, groups, chosen), progress or Progress(), workers)
 
 
-def _find(source: _Source, search: _Search, progress: Progress) -> Iterator[Pairs]:
+def _find(source: _Source, search: _Search, progress: Progress, workers: int | None) -> Iterator[Pairs]:
     if source.count < 2:
         progress.advance(2 * source.count)
         return
-    index = _make_index(source, search.at_least, progress)
+    index = _make_index(source, search.at_least, progress, workers)
     search.begin(index)
     rows = max(min(TILE_ROWS, KEPT_BYTES // source.image_bytes), 1)
     for begin in range(0, len(index.rows), rows):
@@ -206,7 +208,8 @@ class _Projector:
 
     def project(self, images: Pixels) -> _Projection:
         """Project, a few images at a time."""
-        step = max(AT_ONCE // max(self.pixels, 1), 1)
+        at_once = AT_ONCE_IN_FOURS if self.in_fours(images) else AT_ONCE
+        step = max(at_once // max(self.pixels, 1), 1)
         steps = [self._project(images[begin : begin + step]) for begin in range(0, len(images), step)]
         return _Projection(
             defined=torch.cat([step.defined for step in steps]),
@@ -265,7 +268,7 @@ class _Projector:
         fours = _block_sums(np.ascontiguousarray(images)).add_(128 * AREA)
         small = fours.reshape(count, channels, height // BLOCK, width // BLOCK).to(torch.float64)
         coarse = self.rows[:, ::BLOCK] @ (small @ self.columns[:, ::BLOCK].T)
-        return coarse, small.sum(dim=(2, 3)), torch.from_numpy(sum_squares(images).astype(np.float64))
+        return coarse, small.sum(dim=(2, 3)), torch.from_numpy(sum_pixels(images)[1].astype(np.float64))
 
 
 def _fold(side: int, half: int) -> torch.Tensor:
@@ -306,28 +309,36 @@ class _Index:
     signed: _Level  # x: the four parts, the norm of the rest beside the even one
 
 
-def _make_index(source: _Source, at_least: float, progress: Progress) -> _Index:
+def _make_index(source: _Source, at_least: float, progress: Progress, workers: int | None) -> _Index:
     source.measure()
     projector = _Projector(source.shape)
     typical, norms, step = _sample(source, projector)
-    defined, levels = [], []
-    for rows in source.parts(np.arange(source.count)):
+    # Norms of what is left out are roots, which magnify rounding.
+    allowance = (source.shape[0] * (projector.pixels + 2**14) * 2.0**-50) ** 0.5
+    near = (2 - 2 * at_least + ROUNDING) ** 0.5 / 2 + allowance
+
+    def make_part(rows: IntArray) -> tuple[IntArray, list[_Level]]:
         images = projector.project(source.pixels(rows))
-        defined.append(rows[images.defined.numpy()])
         even = images.even - typical
-        # Norms of what is left out are roots, which magnify rounding.
-        allowance = (source.shape[0] * (projector.pixels + 2**14) * 2.0**-50) ** 0.5
-        near = (2 - 2 * at_least + ROUNDING) ** 0.5 / 2 + allowance
         vectors = (torch.cat([images.norms - norms, even], dim=1),), (even, *images.parts[1:])
-        levels.append([_round(parts, step, near) for parts in vectors])
-        progress.advance(len(rows))
+        return rows[images.defined.numpy()], [_round(parts, step, near) for parts in vectors]
+
+    defined, levels = [], []
+    # The steps are small: threads that do whole parts beat threads that share each step.
+    with single_threaded_torch() as threads:
+        parts = list(source.parts(np.arange(source.count)))
+        for rows, (found, level) in zip(parts, map_in_order(make_part, parts, workers=workers or threads), strict=True):
+            defined.append(found)
+            levels.append(level)
+            progress.advance(len(rows))
     flipped, signed = (_join([pair[level] for pair in levels]) for level in (0, 1))
     return _Index(np.concatenate(defined), flipped, signed)
 
 
 def _sample(source: _Source, projector: _Projector) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Mean `_Projection.even` and ``norms`` of a sample, which no flip changes, and a step for rounding to int8."""
-    starts = np.linspace(0, max(source.count - RUN_IMAGES, 0), SAMPLE_RUNS).astype(np.int64)
+    runs = min(max(source.count // 256, 4), SAMPLE_RUNS)  # of a small set, few: they are read once more
+    starts = np.linspace(0, max(source.count - RUN_IMAGES, 0), runs).astype(np.int64)
     rows = np.unique((starts[:, None] + np.arange(RUN_IMAGES)).clip(max=source.count - 1))
     rows = rows[:: -(-len(rows) * source.image_bytes // KEPT_BYTES)]
     images = projector.project(source.pixels(rows))

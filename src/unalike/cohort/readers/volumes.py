@@ -265,11 +265,12 @@ def cut_images(scan: Scan, plan: Plan, settings: PrepareSettings) -> tuple[MadeI
         rows, label = np.array([row]), plan.labels_by_lesion[int(has_lesion)]
     else:
         rows = _choose_by_content(stacks, plan.channels, settings)
-    stored = [change_depth(stack[rows], 16 if settings.depth == "16" else 8) for stack in stacks]
+    bits = 16 if settings.depth == "16" else 8
     affine = volumes.slice_affine(volume, settings.axis)
     made = []
-    for place, row in enumerate(rows):
-        image, placement = _fit_slice([stack[place] for stack in stored], spacing, plan, settings)
+    for row in rows:
+        planes = [change_depth(stack[row], bits) for stack in stacks]  # views, but of masks in 16 bits
+        image, placement = _fit_slice(planes, spacing, plan, settings)
         in_space = affine @ placement.as_matrix(int(row))
         record = {"slice": int(row), "label": label, "affine": in_space.ravel().tolist()} | placement.as_record()
         made.append(MadeImage(image, record))
@@ -364,7 +365,7 @@ def _fit_slice(
             max(1, round(side * step / min(spacing) * plan.scale)) for side, step in zip(shape, spacing, strict=True)
         )
         inner = (height, width)
-    image = np.empty((len(planes), size, size), planes[0].dtype)
+    image = np.zeros((len(planes), size, size), planes[0].dtype)
     for plane, channel, target in zip(planes, plan.channels, image, strict=True):
-        target[:] = geometry.center(geometry.resize_plane(plane, *inner, labels=channel == MASK), size, size)
+        geometry.center_into(target, geometry.resize_plane(plane, *inner, labels=channel == MASK))
     return image, Placement.of(shape).resized(shape, inner).centered(inner, (size, size))
