@@ -53,7 +53,7 @@ READ_BYTES, READ_IMAGES = 2**24, 512
 KEPT_BYTES = 2**27
 # Pixels averaged at once: their float64 copy stays in the cache.
 AT_ONCE = 2**18
-AT_ONCE_IN_FOURS = 2**20
+AT_ONCE_IN_FOURS = 2**21
 # Runs of neighbouring images that tell what a typical image is: few chunks on disk, from all over the set.
 SAMPLE_RUNS, RUN_IMAGES = 16, 16
 # Possible pairs that wait to be read together. More than `DENSE_PAIRS` that are a 16th of a tile are multiplied out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -321,12 +322,11 @@ def _scale_mask(labels: Any, name: str, scale: int, settings: PrepareSettings) -
 
 def _choose_by_content(stacks: Sequence[Pixels], channels: tuple[str, ...], settings: PrepareSettings) -> IntArray:
     """Slices with enough content, thinned evenly to at most ``settings.slices``."""
-    lit = np.zeros_like(stacks[0], dtype=bool)
-    for stack, name in zip(stacks, channels, strict=True):
-        if name != MASK:
-            top = settings.content_above * (257 if stack.dtype == np.uint16 else 1)
-            lit |= stack > top
-    rows = np.flatnonzero(lit.mean(axis=(1, 2)) >= settings.least_content)
+    seen = [stack for stack, name in zip(stacks, channels, strict=True) if name != MASK]
+    top = settings.content_above * (257 if seen[0].dtype == np.uint16 else 1)
+    brightest = functools.reduce(np.maximum, seen)
+    shares = np.asarray([np.count_nonzero(plane > top) / plane.size for plane in brightest])
+    rows = np.flatnonzero(shares >= settings.least_content)
     if settings.slices is not None and len(rows) > settings.slices:
         # Middles of equal stretches: one slice is the middle one.
         places = (np.arange(settings.slices) + 0.5) * len(rows) / settings.slices
