@@ -61,3 +61,39 @@ def test_the_readme_names_things_that_exist() -> None:
         assert name in unalike.__all__
     (code,) = blocks(ROOT / "README.md", "python")
     compile(code, "README.md", "exec")
+
+
+def test_every_recipe_and_every_key_of_a_recipe_is_explained() -> None:
+    from dataclasses import fields
+
+    from unalike.cohort.recipes import Layout, list_recipes
+
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    rows = "\n".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| "))
+    for recipe in list_recipes():
+        assert f"`{recipe.name}`" in rows
+    for entry in fields(Layout):
+        assert f"`{entry.name}`" in rows
+
+
+def test_the_recipe_and_the_code_of_the_recipes_page_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nibabel as nib
+    import numpy as np
+
+    from unalike.cohort.recipes import find_recipe
+
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    (own,) = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "my-study.toml").write_text(own)
+    assert find_recipe(str(tmp_path / "my-study.toml")).settings["axis"] == "sagittal"
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for patient in ("p1", "p2", "p3"):
+        (tmp_path / "scans" / patient).mkdir(parents=True)
+        for channel in ("pd", "t2"):
+            voxels = random.integers(0, 900, (5, 20, 30)).astype(np.int16)
+            nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "scans" / patient / f"v1_{channel}.nii.gz")
+    assert run(["prepare", "scans", "--recipe", "my-study.toml", "--out", "cohort", "--holdout", "1"]) == 0
+    (code,) = blocks(ROOT / "docs" / "recipes.md", "python")
+    exec(compile(code, "recipes.md", "exec"), {})
+    assert nib.load(tmp_path / "slice.nii.gz").shape == (128, 128, 1)

@@ -339,3 +339,19 @@ def test_damage_is_noticed(make_pictures: Callable[..., Path], tmp_path: Path) -
         stream.write(b"x")
     with pytest.raises(FolderError, match=r"was changed|is damaged"):
         open_images(cohort.path)
+
+
+def test_the_layout_is_readable_from_any_store(make_volumes: Callable[..., Path], tmp_path: Path) -> None:
+    """Nothing of ours is needed, and no local disk: zarr and pyarrow read a cohort that fsspec holds in memory."""
+    import fsspec
+    import pyarrow.parquet as pq
+    import zarr
+
+    cohort = prepare(make_volumes(), tmp_path / "c", recipe="nifti", size=14)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(cohort.path), "/cohort", recursive=True)
+    images = zarr.open_array("memory://cohort/images.zarr", mode="r")
+    np.testing.assert_array_equal(images[:], cohort.images[:])
+    with memory.open("/cohort/records.parquet") as stream:
+        assert pq.read_table(stream).equals(cohort.records)
+    assert json.loads(memory.cat("/cohort/cohort.json"))["kind"] == "cohort"

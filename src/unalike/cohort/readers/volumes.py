@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,50 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
     """
     if settings.size is None:
         raise SettingsError(f"--recipe {settings.recipe} needs --size, the height and width of the slices in pixels.")
+    scans, notes = _group_files(source, layout, settings)
+    channels = choose_channels(settings.channels, {name for scan in scans for name in scan.files}, layout)
+    items = [
+        Item(
+            source=name_below(min(scan.files.values()), source),
+            subject=scan.subject,
+            label=scan.label,
+            published=published_role(min(scan.files.values()).relative_to(source).parts[:-1]),
+            files=tuple((name, scan.files[name]) for name in (*channels, *layout.guides) if name in scan.files),
+        )
+        for scan in scans
+        if any(channel in scan.files for channel in channels)
+    ]
+    items = choose_classes(items, settings)
+    # A recipe that says what a patient's name is needs no assumption.
+    says = settings.recipe != "nifti" and all("subject" in entry.pattern.groupindex for entry in layout.files)
+    if settings.subject_pattern is None and not says:
+        notes.append(ASSUMED.format(what="scan (named by its file)"))
+    return Plan(
+        items=tuple(items),
+        channels=channels,
+        notes=tuple(notes),
+        scale=common_scale((_extent(item.files[0][1], settings) for item in items), settings),
+        unit="volumes",
+        mask_scale=spread_labels(settings, max(settings.mask_labels, default=0)),
+        labels_by_lesion=layout.labels_by_lesion,
+    )
+
+
+@dataclass
+class _Found:
+    """Files of one scan, as they are found."""
+
+    subject: str
+    label: str = ""
+    files: dict[str, Path] = field(default_factory=dict)
+
+
+def _group_files(source: Path, layout: Layout, settings: PrepareSettings) -> tuple[list[_Found], list[str]]:
+    """The source's volumes by patient and scan, in order of their names, and notes."""
     subject_pattern = compile_pattern(settings.subject_pattern, "--subject-pattern")
     channel_pattern = compile_pattern(settings.channel_pattern, "--channel-pattern")
     files, notes = walk_files(source, volumes.SUFFIXES)
-    scans: dict[str, dict[str, Path]] = {}
-    subjects: dict[str, str] = {}
-    labels: dict[str, str] = {}
+    scans: dict[tuple[str, str], _Found] = {}
     left_out = 0
     for path in files:
         inside = name_below(path, source)
@@ -67,43 +105,19 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
         if subject_pattern:
             subject = match_pattern(subject_pattern, inside, "--subject-pattern")
             scan = scan if named and scan != named[1] else subject
-        if channel in scans.setdefault(scan, {}):
+        found = scans.setdefault((subject, scan), _Found(subject))
+        if channel in found.files:
             raise InputError(
-                f"{inside} and {name_below(scans[scan][channel], source)} are both the {channel} of {scan}. "
+                f"{inside} and {name_below(found.files[channel], source)} are both the {channel} of {scan}. "
                 "Tell them apart with --subject-pattern or --channel-pattern."
             )
-        scans[scan][channel] = path
-        subjects[scan] = subject
-        labels[scan] = (label or labels.get(scan, "")) if settings.labels else ""
+        found.files[channel] = path
+        found.label = (label or found.label) if settings.labels else ""
     if not scans:
         raise NoSuchFiles(f"none of the {len(files)} volumes of {source} lies where the recipe expects them.")
     if left_out:
         notes.append(f"{left_out} of {len(files)} volumes lie elsewhere than the recipe says: left out.")
-    channels = choose_channels(settings.channels, {channel for found in scans.values() for channel in found}, layout)
-    items = [
-        Item(
-            source=name_below(min(found.values()), source),
-            subject=subjects[scan],
-            label=labels[scan],
-            published=published_role(min(found.values()).relative_to(source).parts[:-1]),
-            files=tuple((channel, found[channel]) for channel in (*channels, *layout.guides) if channel in found),
-        )
-        for scan, found in sorted(scans.items())
-        if any(channel in found for channel in channels)
-    ]
-    items = choose_classes(items, settings)
-    # A recipe that says what a patient's name is needs no assumption.
-    if subject_pattern is None and settings.recipe in {"nifti", "msd"}:
-        notes.append(ASSUMED.format(what="scan (named by its file)"))
-    return Plan(
-        items=tuple(items),
-        channels=channels,
-        notes=tuple(notes),
-        scale=common_scale((_extent(item.files[0][1], settings) for item in items), settings),
-        unit="volumes",
-        mask_scale=spread_labels(settings, max(settings.mask_labels, default=0)),
-        labels_by_lesion=layout.labels_by_lesion,
-    )
+    return [scans[key] for key in sorted(scans)], notes
 
 
 def _match_layout(inside: str, layout: Layout) -> tuple[str, str, str, str] | None:
