@@ -57,6 +57,48 @@ def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path:
     assert not (tmp_path / "c").exists()
 
 
+def test_recipes_give_defaults_under_files_and_flags(
+    make_pictures: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_pictures(subjects=5) / "NORMAL"
+    source.mkdir()
+    for path in source.parent.glob("*.png"):
+        path.rename(source / f"person{path.stem[1:5]}_bacteria_{path.stem[-1]}.png")
+    arguments = ["prepare", str(source.parent), "--out", str(tmp_path / "c"), "--dry-run", "--json"]
+    recipe = [*arguments, "--recipe", "cxr-pneumonia"]
+    config = tmp_path / "study.toml"
+    config.write_text("[prepare]\nsize = 32\n")
+    for command, size, fit in (
+        (arguments, None, "pad"),
+        (recipe, 256, "stretch"),
+        ([*recipe, "--config", str(config)], 32, "stretch"),
+        ([*recipe, "--config", str(config), "--size", "20", "--fit", "crop"], 20, "crop"),
+    ):
+        assert run(command) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["size"], told["fit"]) == (size, fit)
+    assert told["plan"]["roles"]["train"] == {"pictures": 8, "subjects": 4, "classes": {"NORMAL": 8}}
+    assert run([*recipe[:4], "--dry-run", "--recipe", "cxr-pneumonia"]) == 0
+    assert "train: 8 pictures, 4 subjects (NORMAL 8)" in capsys.readouterr().out
+    assert not (tmp_path / "c").exists()
+
+
+def test_recipes_are_listed_and_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert run(["recipes", "--json"]) == 0
+    every = json.loads(capsys.readouterr().out)
+    assert len(every) == 13
+    assert all(recipe["name"] in listed for recipe in every)
+    assert run(["recipes", "brats20"]) == 0
+    explained = capsys.readouterr().out
+    assert "Akbar et al. 2025, section 2.1.1" in explained
+    assert "--holdout 56" in explained
+    assert "is unknown" in refuse(capsys, 2, "recipes", "brats19")
+    (tmp_path / "mine.toml").write_text('title = "x"\n')
+    assert "mine.toml is no recipe" in refuse(capsys, 2, "recipes", tmp_path / "mine.toml")
+
+
 def test_configuration_files(make_pictures: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = str(make_pictures(subjects=5))
     config = tmp_path / "study.toml"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from unalike.cli.output import DryRun, Json, Seed, print_json, show_settings
 from unalike.cohort.settings import PrepareSettings
+from unalike.records import as_json
 
 
 def prepare(
@@ -49,9 +50,10 @@ def prepare(
     draft = plan_cohort(source=source, settings=settings, seed=seed)
     for note in draft.describe_shared_subjects():  # nothing is more important: it comes before all else
         print(note, file=sys.stderr if json else sys.stdout, flush=True)
-    show_settings(settings, dry_run=dry_run, json_out=json)
     if dry_run:
+        _show_plan(draft.summarize(), settings, json)
         return
+    show_settings(settings, dry_run=False, json_out=json)
     if key is not None and not key.is_file():
         raise InputError(f"--key {key} does not exist. Check the path.")
     if key is not None and not key.read_bytes():
@@ -80,3 +82,19 @@ def prepare(
     )
     skipped = [f"{content['skipped']} of {content['items']} items were skipped."] if content["skipped"] else []
     print("\n".join([summary, *content["notes"], *skipped]))
+
+
+def _show_plan(plan: dict[str, Any], settings: PrepareSettings, json: bool) -> None:
+    """What would be prepared, as far as file names and headers tell."""
+    if json:
+        print_json(as_json(settings) | {"plan": plan})
+        return
+    show_settings(settings, dry_run=True, json_out=False)
+    for role, counts in plan["roles"].items():
+        classes = ", ".join(f"{name} {count}" for name, count in counts.pop("classes").items())
+        print(
+            f"{role}: "
+            + ", ".join(f"{count} {name}" for name, count in counts.items())
+            + (f" ({classes})" if classes else "")
+        )
+    print("\n".join(plan["notes"]))

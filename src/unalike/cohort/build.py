@@ -58,6 +58,18 @@ class Draft:
     reader: Reader
     digest: str
 
+    def summarize(self) -> dict[str, Any]:
+        """Items, subjects and classes of each role, and the plan's notes, for a dry run."""
+        roles = {}
+        for role in sorted(set(self.roles.tolist())):
+            items = [item for item, own in zip(self.plan.items, self.roles, strict=True) if own == role]
+            roles[role] = {
+                self.plan.unit: len(items),
+                "subjects": len({item.subject for item in items}),
+                "classes": dict(sorted(Counter(item.label for item in items if item.label).items())),
+            }
+        return {"roles": roles, "channels": list(self.plan.channels), "notes": list(self.plan.notes)}
+
     def describe_shared_subjects(self) -> list[str]:
         """A warning if subjects stand on both sides of the planned split; nothing has to be read for it."""
         train, held = (

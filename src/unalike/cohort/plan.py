@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
+import stat
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +21,7 @@ from unalike.records import Pixels
 
 TRAIN_NAMES = frozenset({"train", "training"})
 HELD_NAMES = frozenset({"test", "testing", "val", "valid", "validation"})
+_LONGEST_PATH = 4096  # bytes; where a link of an archive leads to is no longer
 
 
 class NoSuchFiles(InputError):  # noqa: N818 - says what happened
@@ -82,31 +86,100 @@ class BadFile:
 def walk_files(source: Path, suffixes: frozenset[str] | tuple[str, ...] | None = None) -> tuple[list[Path], list[str]]:
     """Files below ``source`` with these suffixes (None: all), sorted by path, and notes on what was left out.
 
-    Links to folders are followed, each folder once, so that a loop of links ends. Hidden files, macOS resource
-    forks and folders made by unalike are left out; a link that leads nowhere stays, to be reported when it is read.
+    Links to folders are followed after all real folders were searched, each folder once and never one that holds the
+    source, so that a loop of links ends and the same files have the same names wherever they are listed. Hidden files,
+    macOS resource forks, folders made by unalike, and what is no file (a pipe would be waited for without end) are
+    left out; a link that leads nowhere stays, to be reported when it is read.
 
-    Raises `InputError` if there is no such folder, `NoSuchFiles` if there is nothing in it.
+    Raises `InputError` if there is no such folder, or one below it cannot be listed, and `NoSuchFiles` if there is
+    nothing in it.
     """
     _check_source(source)
-    found: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-    twice = 0
-    for parent, inner, names in os.walk(source, followlinks=True):
-        place = Path(parent)
-        identity = place.stat().st_dev, place.stat().st_ino
-        if identity in seen or (parent != str(source) and folders.is_ours(place)):
-            twice += identity in seen
-            inner.clear()
-            continue
-        seen.add(identity)
-        inner[:] = [name for name in inner if not name.startswith(".") and name != "__MACOSX"]
-        wanted = [name for name in names if suffixes is None or name.lower().endswith(tuple(suffixes))]
-        found += [place / name for name in wanted if not name.startswith(".")]
-    if not found:
+    walk = _Walk(source)
+    walk.search()
+    wanted = [path for path in walk.files if suffixes is None or path.name.lower().endswith(tuple(suffixes))]
+    if not wanted:
         wanted_text = ", ".join(sorted(suffixes)) + " file" if suffixes else "file"
         raise NoSuchFiles(f"{source} holds no {wanted_text}. Check the path and --recipe.")
-    notes = [f"{twice} folders that symbolic links reach a second time were taken once."] if twice else []
-    return sorted(found), notes
+    notes = []
+    if walk.twice:
+        notes.append(f"{walk.twice} folders that symbolic links reach a second time were taken once.")
+    if walk.special:
+        notes.append(f"{walk.special} pipes, sockets or devices were left out.")
+    return sorted(wanted), notes
+
+
+class _Walk:
+    """The search through one source: real folders first, then those that only links lead to."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self.files: list[Path] = []
+        self.twice = self.special = 0
+        above = source.resolve().parents
+        self._seen = {_identity(place) for place in above}  # a link to one of them would lead out of the source
+        self._links: list[Path] = []
+
+    def search(self) -> None:
+        """Fill `files`, and count what was left out."""
+        self._folders_below(self.source)
+        while self._links:
+            links, self._links = sorted(self._links), []
+            for link in links:
+                self._folders_below(link)
+
+    def _folders_below(self, top: Path) -> None:
+        waiting = [top]
+        while waiting:
+            place = waiting.pop()
+            identity = _identity(place)
+            if identity in self._seen or (place != self.source and folders.is_ours(place)):
+                self.twice += identity in self._seen
+                continue
+            self._seen.add(identity)
+            waiting += sorted(self._look_into(place), reverse=True)
+
+    def _look_into(self, place: Path) -> list[Path]:
+        """Note the files of one folder, and give the real folders in it."""
+        inner = []
+        try:
+            with os.scandir(place) as listed:
+                for entry in listed:
+                    if entry.name.startswith(".") or entry.name == "__MACOSX":
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        inner.append(place / entry.name)
+                    elif entry.is_symlink() and _leads_to_folder(entry):
+                        self._links.append(place / entry.name)
+                    elif _is_special(entry):
+                        self.special += 1
+                    else:
+                        self.files.append(place / entry.name)
+        except OSError as error:
+            raise InputError(
+                f"{place} cannot be listed ({error.strerror}). Change its permissions, or move it out of the source."
+            ) from error
+        return inner
+
+
+def _identity(place: Path) -> tuple[int, int]:
+    found = place.stat()
+    return found.st_dev, found.st_ino
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is something else than a file or a link that leads nowhere."""
+    try:
+        return not entry.is_file() and (not entry.is_symlink() or Path(entry.path).exists())
+    except OSError:
+        return False
 
 
 def _check_source(source: Path) -> None:
@@ -114,7 +187,7 @@ def _check_source(source: Path) -> None:
         return
     if not source.exists():
         raise InputError(f"{source} does not exist. Check the path.")
-    climbing = _climbing_entry(source)
+    climbing = _climbing_entry(source) if source.is_file() else None
     if climbing:
         raise InputError(
             f"{source} is an archive with an entry that climbs out of its folder ({climbing}). Do not unpack it; "
@@ -127,22 +200,48 @@ def _check_source(source: Path) -> None:
 
 def _climbing_entry(source: Path) -> str | None:
     """An entry of an archive that would be written outside its folder; "" if none, None if it is no archive."""
-    try:
+    found: str | None = None
+    # Damaged archives raise whatever their decompressor likes; what was seen until then is what can be said.
+    with contextlib.suppress(Exception):
         if zipfile.is_zipfile(source):
+            found = ""
             with zipfile.ZipFile(source) as archive:
-                names = archive.namelist()
+                found = next(filter(None, map(functools.partial(_climb_of_zip, archive), archive.infolist())), "")
         elif tarfile.is_tarfile(source):
+            found = ""
             with tarfile.open(source) as tar:
-                names = [name for entry in tar for name in (entry.name, entry.linkname) if name]
-        else:
-            return None
-    except (OSError, tarfile.TarError, zipfile.BadZipFile):
-        return None
-    for name in names:
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:", name):
-            return name
-    return ""
+                found = next(filter(None, map(_climb_of_tar, tar)), "")
+    return found
+
+
+def _climb_of_zip(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
+    """The entry's name if it climbs out; a symbolic link is an entry whose content is where it leads."""
+    is_link = stat.S_ISLNK(entry.external_attr >> 16)
+    target = ""
+    if is_link and entry.file_size <= _LONGEST_PATH:
+        target = archive.read(entry).decode("utf-8", "replace")
+    if is_link and entry.file_size > _LONGEST_PATH:
+        return entry.filename
+    return entry.filename if _climbs(entry.filename) or _climbs(target, beside=entry.filename) else ""
+
+
+def _climb_of_tar(entry: tarfile.TarInfo) -> str:
+    beside = entry.name if entry.issym() else ""  # a hard link is named from the top
+    out = _climbs(entry.name) or (bool(entry.linkname) and _climbs(entry.linkname, beside=beside))
+    return entry.name if out else ""
+
+
+def _climbs(name: str, *, beside: str = "") -> bool:
+    """Whether a path, taken from the folder of ``beside``, leads out of the archive's own folder."""
+    name = name.replace("\\", "/")
+    if name.startswith("/") or re.match(r"^[A-Za-z]:", name):
+        return True
+    depth = len([part for part in PurePosixPath(beside.replace("\\", "/")).parent.parts if part != "."])
+    for part in PurePosixPath(name).parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0:
+            return True
+    return False
 
 
 def name_below(path: Path, source: Path) -> str:

@@ -95,6 +95,7 @@ class Series:
     """One series, from headers alone: its files in slice order.
 
     ``files`` run along the slice normal where every image has a position, else by InstanceNumber, else by name.
+    ``stacked`` says that these are gray slices with positions, which become one volume.
     ``frames`` counts the images of all files; ``samples`` is what a picture has once read (a palette has 3); ``bits``
     are those stored. ``shape`` and ``spacing`` (mm) are those of the RAS volume that a stack becomes; of anything else
     (columns, rows, frames) and 1. ``image_type`` is the first file's, then what the others add. ``burned_in`` is "YES"
@@ -120,6 +121,7 @@ class Series:
     defaced: bool
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
+    stacked: bool = False
     problem: str = ""
 
 
@@ -591,7 +593,8 @@ def _series_of(headers: list[_Header]) -> Series:
     problem = _mixture(headers)
     first, frames = headers[0], sum(header.frames for header in headers)
     shape, spacing = (first.columns, first.rows, frames), (1.0, 1.0, 1.0)
-    if not problem and _is_stack(headers):
+    stacked = not problem and _is_stack(headers)
+    if stacked:
         headers, problem, affine = _along_normal(headers)
         if affine is not None:
             shape, spacing = _extent(shape, affine)
@@ -618,6 +621,7 @@ def _series_of(headers: list[_Header]) -> Series:
         defaced=all(header.defaced for header in headers),
         shape=shape,
         spacing=spacing,
+        stacked=stacked,
         problem=f"{_name(files)} {problem}. {_SKIP_SERIES}" if problem else "",
     )
 

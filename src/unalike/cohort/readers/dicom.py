@@ -28,43 +28,73 @@ from unalike.cohort.settings import PrepareSettings
 from unalike.errors import InputError, PictureError, SettingsError
 from unalike.images import dicom, pictures, volumes
 from unalike.images.dicom import DicomPixels, Series
+from unalike.records import Pixels
 
 IMAGE = "image"
+# A file of this name is meant to be DICOM. Most DICOM files have none, so what else lies there is not known by name.
+SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
+
+_CHOOSE = "Take others with --channel-pattern, or pass --on-bad-file skip."
 
 
 def plan_items(source: Path, _: Layout, settings: PrepareSettings) -> Plan:
     """One item a series, or a study whose series' descriptions ``--channel-pattern`` tells apart.
 
-    Series that cannot be used stay as items, so that they are said when they are read.
+    Series that cannot be used, and damaged files, stay as items, so that they are said when they are read. Files
+    without pixels (reports, indexes, and anything else that only lies there) are left out with a note.
     """
     if settings.size is None:
         raise SettingsError(f"--recipe {settings.recipe} needs --size, the height and width of the images in pixels.")
     files, notes = walk_files(source)
-    found, foreign = dicom.scan_dicom(files)
-    if not found:
-        raise NoSuchFiles(f"{source} holds no DICOM series. Check the path and --recipe.")
-    if foreign:
-        notes.append(f"{len(foreign)} of {len(files)} files are no DICOM images: left out.")
-    wanted = []
-    for series in found:
-        refused = dicom.refuse_reason(series, derived=settings.derived)
-        if not refused:
-            wanted.append(series)
-    if not wanted:
+    found, unusable = dicom.scan_dicom(files)
+    damaged = [(path, reason) for path, reason in unusable if _is_damaged(path, reason)]
+    if not found and not damaged:
+        raise NoSuchFiles(f"{source} holds no DICOM series{_say_first(unusable)}. Check the path and --recipe.")
+    if len(unusable) > len(damaged):
+        notes.append(f"{len(unusable) - len(damaged)} of {len(files)} files are no DICOM images: left out.")
+    wanted = [series for series in found if not dicom.refuse_reason(series, derived=settings.derived)]
+    if not wanted and not damaged:
         raise InputError(
-            f"all {len(found)} series are refused; the first: {dicom.refuse_reason(found[0], derived=False)}"
+            f"all {len(found)} series are refused; the first: {dicom.refuse_reason(found[0], derived=False)} "
+            "Pass --derived to take them."
         )
     if len(wanted) < len(found):
         notes.append(
             f"{len(found) - len(wanted)} derived or localizer series were left out. Pass --derived to take them."
         )
     items, channels = _make_items(wanted, source, settings)
+    taken = [series for item in items for series in item.detail.values()]
+    if len(wanted) > len(taken):
+        notes.append(f"{len(wanted) - len(taken)} series were left out, because no channel is taken from them.")
     if settings.subject_pattern is None and any(not series.patient for series in wanted):
         notes.append("Some series have no PatientID: each of their studies is taken as a patient of its own.")
-    extents = [planned_extent(series.shape, series.spacing, settings) for series in wanted if not series.problem]
+    extents = [planned_extent(one.shape, one.spacing, settings) for one in taken if one.stacked and not one.problem]
+    items += [_damaged_item(path, reason, source) for path, reason in damaged]
     return Plan(
-        items=tuple(items), channels=channels, notes=tuple(notes), scale=common_scale(extents, settings), unit="series"
+        items=tuple(sorted(items, key=lambda item: item.source)),
+        channels=channels,
+        notes=tuple(notes),
+        scale=common_scale(extents, settings),
+        unit="series",
     )
+
+
+def _is_damaged(path: Path, reason: str) -> bool:
+    """Whether a file that holds no usable image should: it is DICOM, or named so, and not one without pixels."""
+    harmless = "holds no pixels" in reason or "is a DICOMDIR" in reason
+    foreign = "is not DICOM" in reason and path.suffix.lower() not in SUFFIXES
+    return not harmless and not foreign
+
+
+def _say_first(unusable: Sequence[tuple[Path, str]]) -> str:
+    """The first reason as a clause, where files are DICOM but of another kind."""
+    first = next((reason for _, reason in unusable if "is not DICOM" not in reason), "")
+    return f" ({first.rpartition('. ')[0]})" if first else ""
+
+
+def _damaged_item(path: Path, reason: str, source: Path) -> Item:
+    inside = name_below(path, source)
+    return Item(source=inside, subject=inside, files=((IMAGE, path),), detail=reason)
 
 
 def _make_items(
@@ -72,53 +102,76 @@ def _make_items(
 ) -> tuple[list[Item], tuple[str, ...]]:
     pattern = compile_pattern(settings.subject_pattern, "--subject-pattern")
     by_channel = compile_pattern(settings.channel_pattern, "--channel-pattern")
-    groups: dict[tuple[str, str], dict[str, Series]] = {}
+    groups: dict[tuple[str, ...], dict[str, Series]] = {}
+    doubled: dict[tuple[str, ...], str] = {}
+    others: set[str] = set()  # channels that were not asked for
     for series in wanted:
-        channel, group = IMAGE, (series.study, series.uid or str(series.files[0]))
+        # The patient is named too: some de-identified data sets give all studies one UID.
+        channel, group = IMAGE, (series.patient, series.study, series.uid or str(series.files[0]))
         if by_channel:
             named = by_channel.search(series.description)
-            if not named:
+            text = (named.group(1) if by_channel.groups else named.group(0)) if named else ""
+            if not text:
                 continue
-            channel = (named.group(1) if by_channel.groups else named.group(0)).lower()
-            group = (series.study, series.frame_of_reference)
+            channel = text.lower()
+            # Where no frame of reference is given, positions of two series cannot be compared.
+            group = (series.patient, series.study, series.frame_of_reference or f"alone {group[-1]}")
+        if settings.channels and channel not in settings.channels:
+            others.add(channel)
+            continue
         if channel in groups.setdefault(group, {}):
             one, other = (name_below(each.files[0], source) for each in (series, groups[group][channel]))
-            raise InputError(
+            doubled[group] = (
                 f"{one} and {other} begin two series of one study that are both {channel}. Tell them apart with "
-                "--channel-pattern."
+                "--channel-pattern, or pass --on-bad-file skip."
             )
+            continue
         groups[group][channel] = series
-    if not groups:
+    if by_channel and wanted and not (groups or others):
         raise SettingsError(f"--channel-pattern {settings.channel_pattern!r} matches no series description.")
-    found = sorted({channel for series in groups.values() for channel in series})
+    found = sorted(others | {channel for series in groups.values() for channel in series})
     unknown = [name for name in settings.channels if name not in found]
     if unknown:
         raise SettingsError(f"--channels: {', '.join(unknown)} not found; there are {', '.join(found)}.")
     channels = settings.channels or tuple(found)
-    items = [_make_item(series, channels, source, pattern) for series in groups.values() if set(series) & set(channels)]
-    return sorted(items, key=lambda item: item.source), channels if by_channel else ()
+    items = [
+        _make_item(series, channels, source, pattern, problem=doubled.get(group, ""))
+        for group, series in groups.items()
+    ]
+    return items, channels if by_channel else ()
 
 
-def _make_item(group: Mapping[str, Series], channels: Sequence[str], source: Path, pattern: Any) -> Item:
+def _make_item(
+    group: Mapping[str, Series], channels: Sequence[str], source: Path, pattern: Any, *, problem: str
+) -> Item:
     chosen = {channel: group[channel] for channel in channels if channel in group}
     first = next(iter(chosen.values()))
     inside = name_below(first.files[0], source)
-    subject = first.patient or first.study
+    if problem:
+        chosen = {channel: replace(series, problem=problem) for channel, series in chosen.items()}
     return Item(
         source=inside,
-        subject=match_pattern(pattern, inside, "--subject-pattern") if pattern else subject,
+        subject=match_pattern(pattern, inside, "--subject-pattern") if pattern else _patient(first, inside),
         files=tuple((channel, path) for channel, series in chosen.items() for path in series.files),
         detail=chosen,
     )
 
 
+def _patient(series: Series, inside: str) -> str:
+    """Whose a series is; without a PatientID the study's or the series' UID, or the file's own name."""
+    return series.patient or series.study or series.uid or inside
+
+
 def load_item(item: Item, plan: Plan, settings: PrepareSettings) -> Loaded:
     """Read a series, or the series of a study as channels; stacks are sliced, single frames are pictures."""
+    if isinstance(item.detail, str):
+        raise PictureError(item.detail)
     chosen: Mapping[str, Series] = item.detail
     missing = [channel for channel in plan.channels if channel not in chosen]
     if missing:
         raise PictureError(
-            f"{item.source}: its study has no {', '.join(missing)} series that shares its frame of reference."
+            f"{item.source}: its study has no {', '.join(missing)} series that shares its frame of reference. "
+            "Add it or pass --on-bad-file skip."
         )
     for series in chosen.values():
         if series.problem:
@@ -129,7 +182,7 @@ def load_item(item: Item, plan: Plan, settings: PrepareSettings) -> Loaded:
     if not stacks:
         images = _frames(read, item, settings)
     elif len(stacks) < len(read):
-        raise PictureError(f"{item.source}: some of the study's series are stacks and some are not.")
+        raise PictureError(f"{item.source}: some of the study's series are stacks and some are not. {_CHOOSE}")
     else:
         names = {name: series.files[0] for name, series in chosen.items()}
         first = next(iter(stacks))
@@ -151,19 +204,26 @@ def load_item(item: Item, plan: Plan, settings: PrepareSettings) -> Loaded:
 def _frames(read: Mapping[str, DicomPixels], item: Item, settings: PrepareSettings) -> tuple[MadeImage, ...]:
     """Frames without positions, each a picture."""
     if len(read) > 1:
-        raise PictureError(f"{item.source}: series without positions cannot be channels of one image.")
-    pixels = next(iter(read.values()))
-    frames = pixels.frames
-    if frames.dtype not in (np.uint8, np.uint16):
-        if pixels.windowed:
-            frames = np.rint(np.clip(frames, 0, 255)).astype(np.uint8)
-        else:
-            frames = volumes.scale_intensity(frames, percentiles=settings.percentiles)
+        raise PictureError(f"{item.source}: series without positions cannot be channels of one image. {_CHOOSE}")
+    levels = _frame_levels(next(iter(read.values())), settings)
     made = []
-    for number, frame in enumerate(frames):
-        # Stored bits rarely fill 16: gray levels between percentiles, as for volumes.
-        if frame.dtype == np.uint16 and settings.depth != "16":
-            frame = volumes.scale_intensity(frame, percentiles=settings.percentiles)
+    for number, frame in enumerate(levels):
         image = make_picture(pictures.convert_color(frame, settings.color), item, settings)
-        made.append(replace(image, record=dict(image.record) | {"slice": number if len(frames) > 1 else -1}))
+        made.append(replace(image, record=dict(image.record) | {"slice": number if len(levels) > 1 else -1}))
     return tuple(made)
+
+
+def _frame_levels(pixels: DicomPixels, settings: PrepareSettings) -> Pixels:
+    """Frames (n, C, H, W) as gray levels, with 8 bits, or 16 if asked for, as the slices of volumes have them.
+
+    8 stored bits are gray levels already. More rarely fill 16, and rescaled values have no range: the percentiles of
+    the whole series become black and white.
+    """
+    deep = settings.depth == "16"
+    frames: Pixels = pixels.frames
+    if pixels.windowed:
+        top = 65535 if deep else 255
+        return np.rint(np.clip(frames, 0, 255) * (top / 255)).astype(np.uint16 if deep else np.uint8)
+    if frames.dtype == np.uint8:
+        return pictures.change_depth(frames, 16 if deep else 8)
+    return volumes.scale_intensity(frames, percentiles=settings.percentiles, bits=16 if deep else 8)
