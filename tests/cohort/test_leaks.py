@@ -19,10 +19,12 @@ from tests.conftest import draw_person
 
 from unalike import folders
 from unalike.cli import run
+from unalike.cohort import duplicates as duplicate_search
 from unalike.cohort import leaks
 from unalike.cohort.build import prepare_cohort, pseudonym
 from unalike.cohort.compare import find_leaks
-from unalike.cohort.leaks import Duplicates, merge_subjects, rows_to_drop
+from unalike.cohort.duplicates import Duplicates
+from unalike.cohort.leaks import merge_subjects, rows_to_drop
 from unalike.cohort.settings import PrepareSettings
 from unalike.cohort.split import draw_holdout, draw_limited
 from unalike.cohort.store import ImageFolder, open_images, verify_images
@@ -338,9 +340,9 @@ def components(count: int, edges: list[tuple[int, int]]) -> list[int]:
     return lowest
 
 
-def plain(count: int, size: int) -> leaks.Background:
+def plain(count: int, size: int) -> duplicate_search.Background:
     """No padding and no volumes."""
-    return leaks.Background(
+    return duplicate_search.Background(
         frames=np.tile(np.asarray([0, size, 0, size], dtype=np.int64), (count, 1)),
         sums=np.zeros((count, 1), dtype=np.int64),
         masked=np.zeros(count, dtype=np.bool_),
@@ -434,9 +436,9 @@ def test_dropping_takes_what_the_rules_say_and_no_more(graph: tuple[Any, ...]) -
 def test_pairs_keep_their_rows_when_others_go(graph: tuple[Any, ...]) -> None:
     edges, subjects, labels, roles = graph
     duplicates = made_duplicates(len(subjects), edges)
-    table = leaks.tabulate_duplicates(duplicates, subjects=subjects, labels=labels, roles=roles)
+    table = duplicate_search.tabulate_duplicates(duplicates, subjects=subjects, labels=labels, roles=roles)
     kept = np.flatnonzero(labels == "x").astype(np.int64)
-    rest = leaks.keep_pairs(table, kept).to_pydict()
+    rest = duplicate_search.keep_pairs(table, kept).to_pydict()
     named = [(int(kept[a]), int(kept[b])) for a, b in zip(rest["first"], rest["second"], strict=True)]
     pairs = zip(duplicates.first.tolist(), duplicates.second.tolist(), strict=True)
     assert named == [pair for pair in pairs if set(pair) <= set(kept.tolist())]
@@ -488,7 +490,7 @@ def test_found_pairs_are_those_of_brute_force(
         best = max(flips(images[b]), key=lambda flip: correlation(images[a], flip))
         if at_least and subjects[a] != subjects[b] and alike(images[a], best, at_least):
             near.add((a, b))
-    found = leaks.find_duplicates(
+    found = duplicate_search.find_duplicates(
         digests=[image.tobytes().hex() for image in images],
         subjects=subjects,
         channels=("image",),
@@ -504,11 +506,11 @@ def test_found_pairs_are_those_of_brute_force(
 
 
 def test_the_list_is_bounded_and_the_groups_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaks, "MOST_LISTED", 2)
+    monkeypatch.setattr(duplicate_search, "MOST_LISTED", 2)
     image = people(1)[0]
     images = np.stack([nearly(image, seed=seed) for seed in range(5)])
     names = np.asarray(list("abcde"), dtype=np.str_)
-    found = leaks.find_duplicates(
+    found = duplicate_search.find_duplicates(
         digests=list("12345"),
         subjects=names,
         channels=("image",),

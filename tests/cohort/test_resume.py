@@ -324,7 +324,7 @@ def test_a_sheet_of_an_interrupted_preparation_goes(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_write_private", stop)
+        patch.setattr(build, "write_private", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(source, tmp_path / "c", on_leak="report")
     assert (tmp_path / "c" / folders.DUPLICATES_SHEET).is_file()

@@ -44,7 +44,8 @@ def prepare(
         Address of a Dask scheduler (tcp://host:8786) whose workers share the file system.
     """
     from unalike import folders
-    from unalike.cohort.build import plan_cohort, prepare_cohort
+    from unalike.cohort.build import prepare_cohort
+    from unalike.cohort.draft import plan_cohort
     from unalike.errors import InputError
 
     draft = plan_cohort(source=source, settings=settings, seed=seed)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import hmac
-import json
-import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +18,25 @@ import pyarrow.parquet as pq
 
 from unalike import folders
 from unalike.cohort import leaks
+from unalike.cohort.draft import Draft, plan_cohort
+from unalike.cohort.duplicates import (
+    Background,
+    Duplicates,
+    draw_duplicates,
+    find_duplicates,
+    keep_pairs,
+    tabulate_duplicates,
+)
 from unalike.cohort.journal import Journal, holds_finished_items
 from unalike.cohort.plan import BadFile, Item, Loaded, Plan
-from unalike.cohort.readers import load_item, plan_source
+from unalike.cohort.private import pseudonym, write_private
+from unalike.cohort.readers import load_item
 from unalike.cohort.recipes import Reader, find_recipe
 from unalike.cohort.settings import PrepareSettings
-from unalike.cohort.split import draw_holdout, draw_limited
-from unalike.cohort.store import ImageFolder, ImageWriter, describe_pixels, open_images, read_stored
+from unalike.cohort.split import draw_holdout
+from unalike.cohort.store import ImageFolder, ImageWriter, describe_pixels, digest_content, open_images, read_stored
 from unalike.engine import map_in_order, show_progress
-from unalike.errors import FolderError, InputError, PictureError, SettingsError
+from unalike.errors import FolderError, InputError, PictureError
 from unalike.images.pictures import channel_names
 from unalike.records import Pixels, TextArray
 
@@ -47,41 +54,6 @@ _REMARKS = {
     "burned-in": "{count} of {total} series say that names may be burned into their pixels (BurnedInAnnotation). "
     "Look at them, and take them out or paint them over.",
 }
-
-
-@dataclass(frozen=True)
-class Draft:
-    """What would be prepared: the items, the role of each, and who loads them."""
-
-    plan: Plan
-    roles: TextArray
-    reader: Reader
-    digest: str
-
-    def summarize(self) -> dict[str, Any]:
-        """Items, subjects and classes of each role, and the plan's notes, for a dry run."""
-        roles = {}
-        for role in sorted(set(self.roles.tolist())):
-            items = [item for item, own in zip(self.plan.items, self.roles, strict=True) if own == role]
-            roles[role] = {
-                self.plan.unit: len(items),
-                "subjects": len({item.subject for item in items}),
-                "classes": dict(sorted(Counter(item.label for item in items if item.label).items())),
-            }
-        return {"roles": roles, "channels": list(self.plan.channels), "notes": list(self.plan.notes)}
-
-    def describe_shared_subjects(self) -> list[str]:
-        """A warning if subjects stand on both sides of the planned split; nothing has to be read for it."""
-        train, held = (
-            {item.subject for item, own in zip(self.plan.items, self.roles, strict=True) if own == role}
-            for role in ("train", "holdout")
-        )
-        shared = held & train
-        if not shared:
-            return []
-        return [
-            f"LEAK: {len(shared)} of the {len(held)} holdout patients also occur in train. See below for what it means."
-        ]
 
 
 def prepare_cohort(
@@ -128,52 +100,6 @@ def prepare_cohort(
 def _stored_settings(settings: PrepareSettings) -> dict[str, Any]:
     """Settings for the header; of a recipe of the user's own only the name, since its path may tell of people."""
     return asdict(settings) | {"recipe": find_recipe(settings.recipe).name}
-
-
-def plan_cohort(*, source: Path, settings: PrepareSettings, seed: int) -> Draft:
-    """What would be prepared. Raises as `prepare_cohort` does, as far as file names and headers tell."""
-    settings.check()
-    if seed < 0:
-        raise SettingsError(f"--seed {seed}: give a whole number from 0 on.")
-    plan, reader = plan_source(source, settings)
-    roles = _plan_roles(plan, settings, seed)
-    if settings.limit is not None or settings.balance:
-        rows = draw_limited(
-            np.asarray([item.label for item in plan.items], dtype=np.str_),
-            roles,
-            limit=settings.limit,
-            balance=settings.balance,
-            shrink_holdout=settings.split == "redraw" and settings.holdout < 1,
-            seed=seed,
-        )
-        plan, roles = replace(plan, items=tuple(plan.items[row] for row in rows)), roles[rows]
-    return Draft(plan=plan, roles=roles, reader=reader, digest=_digest_plan(plan))
-
-
-def _plan_roles(plan: Plan, settings: PrepareSettings, seed: int) -> TextArray:
-    """Role of each item: drawn by subject, or as the source's own folders say."""
-    subjects = np.asarray([item.subject for item in plan.items], dtype=np.str_)
-    if settings.split == "redraw":
-        labels = np.asarray([item.label for item in plan.items], dtype=np.str_)
-        strata = labels if settings.stratify else None
-        return draw_holdout(subjects, share=settings.holdout, seed=seed, strata=strata)
-    roles = np.asarray([item.published for item in plan.items], dtype=np.str_)
-    if (roles == "").any():
-        name = plan.items[int(np.flatnonzero(roles == "")[0])].source
-        raise SettingsError(f"--split keep: {name} lies in no train or test folder. Use --split redraw.")
-    return roles
-
-
-def _digest_plan(plan: Plan) -> str:
-    """What an interrupted preparation must find again to go on: the same items from unchanged files."""
-    hasher = hashlib.sha256(f"{plan.channels} {plan.scale} {plan.mask_scale}".encode())
-    for item in plan.items:
-        hasher.update(f"\0{item.source}\0{item.subject}\0{item.label}".encode())
-        for channel, path in item.files:
-            with contextlib.suppress(OSError):  # said when it is read
-                status = path.stat()
-                hasher.update(f"\0{channel}\0{status.st_size}\0{status.st_mtime_ns}".encode())
-    return hasher.hexdigest()
 
 
 def _load_one(item: Item, *, plan: Plan, settings: PrepareSettings, reader: Reader) -> Loaded | BadFile:
@@ -295,19 +221,19 @@ class _Preparation:
             raise InputError(_nothing_left(self.plan, self.skipped, self.settings))
         self.writer.flush()
         subjects, roles, labels = self._columns()
-        duplicates = leaks.find_duplicates(
+        duplicates = find_duplicates(
             digests=self.writer.columns["digest"],
             subjects=subjects,
             channels=self.writer.channels,
             read=read_stored(self.out / folders.IMAGES),
-            background=leaks.Background.of(self.writer.columns, self.writer.height, self.writer.width),
+            background=Background.of(self.writer.columns, self.writer.height, self.writer.width),
             at_least=self.settings.near_duplicates,
             workers=workers,
         )
         merged, final = self._settle(duplicates, subjects, roles, labels)
         named = {"subjects": subjects, "labels": labels, "roles": final}
         counts = leaks.count_leaks(duplicates, **named)
-        table = leaks.tabulate_duplicates(duplicates, **named)
+        table = tabulate_duplicates(duplicates, **named)
         counts["merged_subjects"] = len(set(subjects.tolist())) - len(set(merged.tolist()))
         counts["largest_merge"] = _largest_merge(subjects, merged)
         self._fill_columns(key, merged, final, labels)
@@ -319,18 +245,18 @@ class _Preparation:
         if len(kept) < len(final):
             self.journal.close(remove=True)  # it speaks of what is rewritten now
             self.writer.keep(kept)
-            table = leaks.keep_pairs(table, kept)
+            table = keep_pairs(table, kept)
         content = self.writer.close()
         pq.write_table(table, self.out / folders.DUPLICATES)
         self._draw_duplicates(table)
         names = dict(zip(subjects[kept].tolist(), merged[kept].tolist(), strict=True))
-        _write_private(self.out, key, self.plan, self.skipped, names, set(self.writer.columns["source"]))
+        write_private(self.out, key, self.plan, self.skipped, names, set(self.writer.columns["source"]))
         self.journal.close(remove=True)
         return content | self._describe(counts, merged[kept])
 
     def _draw_duplicates(self, table: pa.Table) -> None:
         assert self.writer is not None  # noqa: S101
-        leaks.draw_duplicates(
+        draw_duplicates(
             table,
             channels=self.writer.channels,
             read=read_stored(self.out / folders.IMAGES),
@@ -338,13 +264,13 @@ class _Preparation:
         )
 
     def _settle(
-        self, duplicates: leaks.Duplicates, subjects: TextArray, roles: TextArray, labels: TextArray
+        self, duplicates: Duplicates, subjects: TextArray, roles: TextArray, labels: TextArray
     ) -> tuple[TextArray, TextArray]:
         """Subjects and roles as they shall be, given who shares a picture with whom."""
         settings = self.settings
         if settings.on_leak == "error":
             named = {"subjects": subjects, "labels": labels, "roles": roles}
-            table = leaks.tabulate_duplicates(duplicates, **named)
+            table = tabulate_duplicates(duplicates, **named)
             leaks.refuse_leaks(leaks.count_leaks(duplicates, **named), naming=self._name_pair(table))
         if settings.on_leak != "merge-subjects":
             return subjects, roles
@@ -459,51 +385,9 @@ def _check_roles(roles: TextArray, settings: PrepareSettings) -> None:
         )
 
 
-def pseudonym(key: bytes, purpose: str, text: str) -> str:
-    """Keyed pseudonym of an identifier: 12 hexadecimal digits of HMAC-SHA256, which only the key can link."""
-    return purpose[0] + hmac.new(key, f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()[:12]
-
-
-def digest_content(columns: Mapping[str, Sequence[Any]], subjects: TextArray) -> str:
-    """Digest of images, classes, roles and who belongs to whom, which does not depend on the pseudonym key."""
-    _, first, number = np.unique(subjects, return_index=True, return_inverse=True)
-    order = np.argsort(np.argsort(first))[number].tolist()  # subjects by first appearance
-    named = ("digest", "slice", "label", "role", "affine")
-    rows = zip(order, *(columns[name] for name in named), strict=True)
-    return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
-
-
 def _split_notes(plan: Plan, settings: PrepareSettings) -> list[str]:
     if settings.split == "redraw" and settings.holdout == 0:
         return ["No holdout: an audit against this cohort alone cannot be calibrated."]
     if settings.split == "redraw" and any(item.published for item in plan.items):
         return ["The train and test folders of the source were ignored; roles were redrawn by subject."]
     return []
-
-
-def _write_private(
-    out: Path,
-    key: bytes,
-    plan: Plan,
-    skipped: Sequence[BadFile],
-    merged: Mapping[str, str],
-    sources: set[str],
-) -> None:
-    """What names patients: the key, and which pseudonym is whom. Readable by the owner alone."""
-    private = out / folders.PRIVATE
-    known: Callable[[str, str], str] = functools.cache(functools.partial(pseudonym, key))
-    # Only of what the cohort holds (and what is said to be skipped): dropped pictures leave no trace here.
-    sources |= {known("source", bad.source) for bad in skipped}
-    items = [item for item in plan.items if item.subject in merged and known("source", item.source) in sources]
-    table = {
-        "source": [known("source", item.source) for item in items],
-        "path": [item.source for item in items],
-        "subject": [known("subject", merged[item.subject]) for item in items],
-        "identifier": [item.subject for item in items],
-    }
-    pq.write_table(pa.table(table), private / folders.SOURCES)
-    with os.fdopen(os.open(private / folders.KEY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-        stream.write(key)
-    folders.write_json(private / folders.SKIPPED, [vars(bad) for bad in skipped])
-    for path in private.iterdir():
-        path.chmod(0o600)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from unalike import folders
-from unalike.cohort import leaks
+from unalike.cohort.duplicates import Background, Duplicates, draw_duplicates, find_duplicates, tabulate_duplicates
 from unalike.cohort.plan import Item, MadeImage
 from unalike.cohort.readers import plan_source
 from unalike.cohort.readers.pictures import make_picture
@@ -33,8 +33,8 @@ class LeakReport:
 
     ``pairs`` are dictionaries with first, second (paths below their folders), kind (exact: equal pixels; near;
     mirrored), similarity, ``folders`` (0 or 1 for each of the two) and ``across`` (one of each folder). All exact
-    ones are listed, and near ones up to `leaks.MOST_LISTED` in all; counts of near, mirrored and across pairs are of
-    those listed.
+    ones are listed, and near ones up to `duplicates.MOST_LISTED` in all; counts of near, mirrored and
+    across pairs are of those listed.
     """
 
     images: tuple[int, ...]
@@ -93,7 +93,7 @@ def find_leaks(
             "labels": np.asarray([item.label for _, item in read], dtype=np.str_),
             "roles": np.asarray([str(number) for number, _ in read], dtype=np.str_),
         }
-        duplicates = leaks.find_duplicates(
+        duplicates = find_duplicates(
             digests=digests,
             subjects=named["subjects"],
             channels=("gray",),
@@ -101,9 +101,9 @@ def find_leaks(
             background=background,
             at_least=near_duplicates,
         )
-        table = leaks.tabulate_duplicates(duplicates, **named)
+        table = tabulate_duplicates(duplicates, **named)
         if sheet is not None and table.num_rows:
-            leaks.draw_duplicates(table, channels=("gray",), read=stored, path=Path(sheet))
+            draw_duplicates(table, channels=("gray",), read=stored, path=Path(sheet))
     reasons = [reason for _, reason in skipped]
     return _report(table, read, duplicates, named["subjects"] if subject_pattern else None, reasons, len(sources))
 
@@ -134,7 +134,7 @@ def _load(numbered: tuple[int, Item], *, settings: PrepareSettings) -> tuple[Mad
 
 def _read_all(
     items: list[tuple[int, Item]], scratch: Path, settings: PrepareSettings, workers: int | None
-) -> tuple[list[tuple[int, Item]], list[str], leaks.Background, list[tuple[int, str]]]:
+) -> tuple[list[tuple[int, Item]], list[str], Background, list[tuple[int, str]]]:
     """What could be read, its digests and background; and of what could not be, the number of its folder and why."""
     writer = ImageWriter(scratch, channels=("gray",), height=SIZE, width=SIZE, dtype=np.dtype(np.uint8))
     read: list[tuple[int, Item]] = []
@@ -153,13 +153,13 @@ def _read_all(
                 digests.append(digest)
             progress.advance()
     writer.flush()
-    return read, digests, leaks.Background.of(writer.columns, SIZE, SIZE), skipped
+    return read, digests, Background.of(writer.columns, SIZE, SIZE), skipped
 
 
 def _report(
     table: pa.Table,
     read: list[tuple[int, Item]],
-    duplicates: leaks.Duplicates,
+    duplicates: Duplicates,
     subjects: Any,
     skipped: list[str],
     sources: int,

@@ -20,10 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unalike import folders
-from unalike.cohort.build import digest_content
-from unalike.cohort.leaks import keep_pairs
+from unalike.cohort.duplicates import keep_pairs
 from unalike.cohort.split import select_train_rows
-from unalike.cohort.store import ImageFolder, ImageWriter, open_images
+from unalike.cohort.store import ImageFolder, ImageWriter, digest_content, open_images
 from unalike.engine import show_progress
 from unalike.errors import FolderError, InputError
 from unalike.folders import Header

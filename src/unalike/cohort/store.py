@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -205,6 +206,15 @@ def digest_pixels(image: Pixels) -> str:
     """SHA-256 of one image's shape, depth and pixels."""
     head = f"{image.shape}{image.dtype.str}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def digest_content(columns: Mapping[str, Sequence[Any]], subjects: TextArray) -> str:
+    """Digest of images, classes, roles and who belongs to whom, which does not depend on the pseudonym key."""
+    _, first, number = np.unique(subjects, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(first))[number].tolist()  # subjects by first appearance
+    named = ("digest", "slice", "label", "role", "affine")
+    rows = zip(order, *(columns[name] for name in named), strict=True)
+    return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
 
 
 def describe_pixels(image: Pixels) -> dict[str, Any]:
