@@ -123,7 +123,7 @@ def test_interrupted_when_all_is_read(source: Path, tmp_path: Path, monkeypatch:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build.leaks, "find_duplicates", stop)
+        patch.setattr(build, "find_duplicates", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(source, tmp_path / "c")
     loader.loaded.clear()
