@@ -37,6 +37,8 @@ format: $(VENV)/installed-dev  ## put the code into form
 
 benchmarks: $(VENV)/installed-dev  ## measure speed and memory against others
 	$(BIN)/python benchmarks/audit_search.py
+	$(BIN)/python benchmarks/read_volumes.py
+	$(BIN)/python benchmarks/prepare.py
 
 clean:  ## remove the environment and what the demo made
 	rm -rf $(VENV) demo
