@@ -38,7 +38,7 @@ def test_a_ramp_shows_where_its_pixels_come_from(shape: tuple[int, int], size: i
         seen = np.moveaxis(fitted, axis, 0)[:, (left + right) // 2 if axis == 0 else (top + bottom) // 2]
         margin = 3 * max(1.0, place.scale[axis])
         inside = (expected > margin) & (expected < shape[axis] - 1 - margin)
-        np.testing.assert_allclose(seen[inside], expected[inside], atol=0.02)
+        np.testing.assert_allclose(seen[inside], expected[inside], atol=0.1)
 
 
 @settings(deadline=None, max_examples=60)

@@ -29,12 +29,11 @@ def flatten_channels(image: npt.NDArray[Any], channels: Sequence[str]) -> Image.
 def draw_contact_sheet(
     rows: Sequence[tuple[str, npt.NDArray[Any]]], *, channels: Sequence[str], cell: int = 96
 ) -> Image.Image:
-    """Draw titled rows of images (n, C, H, W) at least ``cell`` pixels wide, enlarged in whole steps."""
+    """Draw titled rows of images (n, C, H, W): about ``cell`` pixels wide if enlarged (in whole steps), twice at most."""
     strips = []
     for title, images in rows:
         tiles = [flatten_channels(image, channels) for image in images]
-        step = max(1, round(cell / tiles[0].width)) if tiles else 1
-        sized = [tile.resize((tile.width * step, tile.height * step), Image.Resampling.NEAREST) for tile in tiles]
+        sized = [_fit_tile(tile, cell) for tile in tiles]
         width = sum(tile.width + _GAP for tile in sized) + _GAP
         strip = Image.new("RGB", (max(width, 240), _HEAD + (sized[0].height if sized else 0) + _GAP), "white")
         ImageDraw.Draw(strip).text((_GAP, 1), title, fill="black")
@@ -49,6 +48,13 @@ def draw_contact_sheet(
         sheet.paste(strip, (0, top))
         top += strip.height
     return sheet
+
+
+def _fit_tile(tile: Image.Image, cell: int) -> Image.Image:
+    if tile.width > 2 * cell:
+        return tile.resize((2 * cell, max(1, round(tile.height * 2 * cell / tile.width))), Image.Resampling.BOX)
+    step = max(1, round(cell / tile.width))
+    return tile.resize((tile.width * step, tile.height * step), Image.Resampling.NEAREST)
 
 
 def draw_pairs(
