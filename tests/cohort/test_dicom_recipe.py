@@ -18,7 +18,8 @@ from pydicom.uid import JPEGLSLossless
 from tests.images.test_dicom import AXIAL, BUNDLED, dataset_of, enhanced, save, save_stack
 
 from unalike import folders
-from unalike.cohort.build import plan_cohort, prepare_cohort
+from unalike.cohort.build import prepare_cohort
+from unalike.cohort.draft import plan_cohort
 from unalike.cohort.recipes import recipe_settings
 from unalike.cohort.store import ImageFolder
 from unalike.errors import InputError, PictureError, SettingsError, UnalikeError
@@ -89,7 +90,8 @@ HOUNSFIELD: dict[str, Any] = {"BitsStored": 12, "RescaleIntercept": -1024, "Resc
 def windowed(stored: np.ndarray, top: int = 255) -> np.ndarray:
     """The standard's formula for `WINDOW`, written out (PS3.3 C.11.2.1.2.1)."""
     levels = ((stored.astype(np.float64) - 1024 - 39.5) / 400 + 0.5) * 255
-    return np.rint(np.clip(levels, 0, 255).astype(np.float32) * np.float32(top / 255)).astype(int)
+    result: np.ndarray = np.rint(np.clip(levels, 0, 255).astype(np.float32) * np.float32(top / 255)).astype(int)
+    return result
 
 
 # ---------------------------------------------------------------- slices and where they lie
@@ -191,7 +193,11 @@ def test_slope_and_intercept_of_each_slice(tmp_path: Path) -> None:
     for index, (stored, slope) in enumerate([(1064, 1), (532, 2)]):
         pixels = np.full((SIDE, SIDE), stored, np.uint16)
         pixels[0, 0] = index
-        place = {"ImagePositionPatient": [0, 0, index], "ImageOrientationPatient": AXIAL, "PixelSpacing": [1, 1]}
+        place: dict[str, Any] = {
+            "ImagePositionPatient": [0, 0, index],
+            "ImageOrientationPatient": AXIAL,
+            "PixelSpacing": [1, 1],
+        }
         save(tmp_path / "src" / f"{index}", pixels, RescaleSlope=slope, RescaleIntercept=-1024, **place)
     cohort = prepare(tmp_path / "src", tmp_path / "c", window=WINDOW)
     assert [image[0, 1, 1] for image in cohort.images[:]] == [128, 128]
@@ -210,9 +216,9 @@ def test_percentiles_when_no_window_is_given(tmp_path: Path) -> None:
 def test_monochrome1_and_2_make_one_picture(tmp_path: Path) -> None:
     """A radiograph without positions is one picture; where white is least, it is turned around."""
     stored = np.arange(16, dtype=np.uint16).reshape(SIDE, SIDE) * 273  # 0 … 4095
-    common = {"BitsStored": 12, "Modality": "CR", "PatientID": "N"}
+    common: dict[str, Any] = {"BitsStored": 12, "Modality": "CR", "PatientID": "N"}
     save(tmp_path / "src" / "a", stored, SeriesInstanceUID="1.1", **common)
-    turned = {"PhotometricInterpretation": "MONOCHROME1", "PatientID": "T"}
+    turned: dict[str, Any] = {"PhotometricInterpretation": "MONOCHROME1", "PatientID": "T"}
     save(tmp_path / "src" / "b", 4095 - stored, SeriesInstanceUID="1.2", **(common | turned))
     options: dict[str, Any] = {"percentiles": (0.0, 100.0), "on_leak": "report"}
     for depth, top in (("auto", 255), ("16", 65535)):
@@ -239,7 +245,12 @@ def test_colour_and_gray(tmp_path: Path) -> None:
     """Luma of (200, 100, 50) is 0.299 · 200 + 0.587 · 100 + 0.114 · 50 = 124.2."""
     pixels = np.full((SIDE, SIDE, 3), [200, 100, 50], np.uint8)
     pixels[0, 0] = 0
-    tags = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB", "Modality": "US"}
+    tags: dict[str, Any] = {
+        "SamplesPerPixel": 3,
+        "PlanarConfiguration": 0,
+        "PhotometricInterpretation": "RGB",
+        "Modality": "US",
+    }
     save(tmp_path / "src" / "a", pixels, **tags)
     cohort = prepare(tmp_path / "src", tmp_path / "c")
     assert cohort.channels == ("red", "green", "blue")
@@ -292,12 +303,12 @@ def test_derived_series_and_localizers(tmp_path: Path) -> None:
 def test_patients_without_an_id(tmp_path: Path) -> None:
     """Two studies without a PatientID are two patients, and so are two files without any UID."""
     for name, uid in (("a", "1.5"), ("b", "1.6")):
-        common = {"PatientID": "", "StudyInstanceUID": uid, "SeriesInstanceUID": f"{uid}.1"}
+        common: dict[str, Any] = {"PatientID": "", "StudyInstanceUID": uid, "SeriesInstanceUID": f"{uid}.1"}
         save(
             tmp_path / "src" / name, np.random.default_rng(len(uid)).integers(0, 255, (4, 4), dtype=np.uint8), **common
         )
     for name in ("c", "d"):
-        bare = {"PatientID": None, "StudyInstanceUID": None, "SeriesInstanceUID": None}
+        bare: dict[str, Any] = {"PatientID": None, "StudyInstanceUID": None, "SeriesInstanceUID": None}
         save(tmp_path / "src" / name, np.full((4, 4), ord(name), np.uint8), **bare)
     cohort = prepare(tmp_path / "src", tmp_path / "c", on_leak="report")
     assert sorted(who(cohort).values()) == ["1.5", "1.6", "c", "d"]
@@ -318,7 +329,7 @@ def test_patients_without_an_id(tmp_path: Path) -> None:
         ({"BodyPartExamined": "CHEST"}, ""),
     ],
 )
-def test_notes_of_what_may_name_somebody(tmp_path: Path, tags: dict[str, str], said: str) -> None:
+def test_notes_of_what_may_name_somebody(tmp_path: Path, tags: dict[str, Any], said: str) -> None:
     stack(tmp_path / "src", ramp(0), **tags)
     text = notes(prepare(tmp_path / "src", tmp_path / "c"))
     assert said in text
@@ -384,7 +395,8 @@ def test_channels_on_another_grid(tmp_path: Path) -> None:
 
 
 def windowed_float(stored: np.ndarray) -> np.ndarray:
-    return np.clip(((stored.astype(np.float64) - 1024 - 39.5) / 400 + 0.5) * 255, 0, 255)
+    result: np.ndarray = np.clip(((stored.astype(np.float64) - 1024 - 39.5) / 400 + 0.5) * 255, 0, 255)
+    return result
 
 
 @pytest.mark.parametrize("frame", ["1.99", None])
@@ -429,7 +441,7 @@ def test_two_series_for_one_channel(tmp_path: Path) -> None:
 
 def test_studies_of_two_patients_with_one_uid_stay_apart(tmp_path: Path) -> None:
     """As in data sets whose UIDs were all overwritten by one."""
-    same = {"StudyInstanceUID": "1.7", "FrameOfReferenceUID": "1.8"}
+    same: dict[str, Any] = {"StudyInstanceUID": "1.7", "FrameOfReferenceUID": "1.8"}
     for number, patient in enumerate(("A", "B")):
         for series, name in enumerate(("t1", "t2")):
             tags = HOUNSFIELD | same | {"SeriesDescription": name}
@@ -438,6 +450,18 @@ def test_studies_of_two_patients_with_one_uid_stay_apart(tmp_path: Path) -> None
     cohort = prepare(tmp_path / "src", tmp_path / "c", channel_pattern=PATTERN, window=WINDOW)
     assert sorted(who(cohort).values()) == ["A", "B"]
     assert len(cohort) == 6
+
+
+def test_a_series_of_labels_is_a_mask(tmp_path: Path) -> None:
+    """Labels 0, 1 and 2 times 51, whatever the window of the other channel; the mask is the last channel."""
+    t1 = ramp(0)
+    labels = np.random.default_rng(0).integers(0, 3, t1.shape).astype(np.uint16)
+    stack(tmp_path / "src" / "a", labels, series="1", SeriesDescription="mask")
+    stack(tmp_path / "src" / "b", t1, series="2", SeriesDescription="t1", **HOUNSFIELD)
+    cohort = prepare(tmp_path / "src", tmp_path / "c", channel_pattern="mask|t1", window=WINDOW)
+    assert cohort.channels == ("t1", "mask")
+    np.testing.assert_array_equal(np.asarray(cohort.images[:])[:, 0], windowed(t1))
+    np.testing.assert_array_equal(np.asarray(cohort.images[:])[:, 1], labels * 51)
 
 
 # ---------------------------------------------------------------- what cannot be used
@@ -524,7 +548,7 @@ def test_sizes_that_cannot_be_stored(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- what leaves the source
 
-SECRETS = {
+SECRETS: dict[str, Any] = {
     "PatientName": "Duck^Donald",
     "PatientID": "PID-4711",
     "PatientBirthDate": "19340609",

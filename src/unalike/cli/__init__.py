@@ -130,7 +130,9 @@ def run(arguments: Sequence[str]) -> int:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"unalike: {' '.join(message.split())}", file=sys.stderr)
+    # A file's name may hold what a terminal takes for a command.
+    plain = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(message.split()))
+    print(f"unalike: {plain}", file=sys.stderr)
     return code
 
 

@@ -82,6 +82,10 @@ class BadFile:
     source: str
     reason: str
 
+    def __post_init__(self) -> None:
+        """Bring the reason to one line that any file can hold: it names files, which may be called anything."""
+        object.__setattr__(self, "reason", _as_text(" ".join(self.reason.split())))
+
 
 def walk_files(source: Path, suffixes: frozenset[str] | tuple[str, ...] | None = None) -> tuple[list[Path], list[str]]:
     """Files below ``source`` with these suffixes (None: all), sorted by path, and notes on what was left out.
@@ -245,8 +249,14 @@ def _climbs(name: str, *, beside: str = "") -> bool:
 
 
 def name_below(path: Path, source: Path) -> str:
-    """Path below the source as text that any file can hold, also where a file name is not UTF-8."""
-    return os.fsencode(path.relative_to(source).as_posix()).decode("utf-8", "backslashreplace")
+    """Path below the source as text on one line that any file can hold, also where a file name is not UTF-8."""
+    return _as_text(path.relative_to(source).as_posix())
+
+
+def _as_text(name: str) -> str:
+    """What is no text in a name, and what would move the cursor of a terminal, as backslash and number."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 def compile_pattern(pattern: str | None, option: str) -> re.Pattern[str] | None:

@@ -29,7 +29,7 @@ def flatten_channels(image: npt.NDArray[Any], channels: Sequence[str]) -> Image.
 def draw_contact_sheet(
     rows: Sequence[tuple[str, npt.NDArray[Any]]], *, channels: Sequence[str], cell: int = 96
 ) -> Image.Image:
-    """Draw titled rows of images (n, C, H, W): about ``cell`` pixels wide if enlarged (in whole steps), twice at most."""
+    """Draw titled rows of images (n, C, H, W): enlarged to about ``cell`` pixels, shrunk to twice that at most."""
     strips = []
     for title, images in rows:
         tiles = [flatten_channels(image, channels) for image in images]

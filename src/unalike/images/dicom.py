@@ -10,12 +10,9 @@ Of a patient's identity nothing leaves but the fields of `Series`, which the cal
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import re
 import struct
-import threading
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +40,7 @@ from pydicom.uid import (
 )
 
 from unalike.errors import PictureError, SettingsError
+from unalike.images.quiet import QUIET
 from unalike.images.volumes import LARGEST_SPACING, LARGEST_VOLUME, SMALLEST_SPACING, Volume
 
 # Gaps between neighbouring slices may differ from their median by this share of it, or, because scanners round
@@ -51,6 +49,7 @@ from unalike.images.volumes import LARGEST_SPACING, LARGEST_VOLUME, SMALLEST_SPA
 GAP_TOLERANCE, GAP_ROUNDING = 0.01, 0.1
 # Direction cosines are rounded too; a thousandth is half a millimetre at the edge of the largest field of view.
 ANGLE_TOLERANCE = 1e-3
+_FARTHEST = 1e6  # mm: what is beyond is damaged, and its distances would overflow
 # A deflated file can unpack to a thousand times its size.
 LARGEST_UNPACKED = 2**30
 
@@ -270,42 +269,11 @@ def _one_line(error: Exception) -> str:
     return said.rstrip(" .")[:200] or type(error).__name__
 
 
-class _Quiet:
-    """No warnings and no log of pydicom while at least one thread is inside; they quote values of patients' tags.
-
-    `warnings.catch_warnings` alone would mix up the filters of threads that leave in another order than they came.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._filters = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.simplefilter("ignore")
-                logging.getLogger("pydicom").propagate = False
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                logging.getLogger("pydicom").propagate = True
-                self._filters.__exit__(None, None, None)
-
-
-_QUIET = _Quiet()
-
-
 @contextmanager
 def _reading(path: Path) -> Iterator[BinaryIO]:
     """Open a file; whatever pydicom, zlib or a decoder raises becomes a `PictureError`, and warnings stay here."""
     try:
-        with _QUIET, path.open("rb") as stream:
+        with QUIET, path.open("rb") as stream:
             yield stream
     except PictureError:
         raise
@@ -548,6 +516,8 @@ def _place(dataset: Dataset, frame: int, frames: int) -> _Place | None:
         spacing = spacing or _numbers(dataset, "PixelSpacing", 2)
     if position is None or turn is None:
         return None
+    if max(map(abs, (*position, *turn, *(spacing or ())))) > _FARTHEST:
+        raise ValueError("its position is more than a kilometre away")
     along_row, along_column = np.array(turn[:3]), np.array(turn[3:])
     lengths = np.linalg.norm(along_row), np.linalg.norm(along_column)
     if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(along_row @ along_column)) > 0.01:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
+import math
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unalike.errors import PictureError
+from unalike.images.quiet import QUIET
 from unalike.records import Pixels
 
 Color = Literal["auto", "gray", "rgb"]
@@ -19,6 +21,9 @@ Color = Literal["auto", "gray", "rgb"]
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 # A file that announces more pixels is refused before any memory is taken (a damaged or hostile header).
 LARGEST_PICTURE = 2**27
+_MOST_SAMPLES = 4  # of a pixel: red, green, blue and alpha; or cyan, magenta, yellow and black
+# Compressions of TIFF: none and PackBits, which makes of one byte at most 64; and two numbers of deflate.
+_BOUNDED, _DEFLATE = frozenset({1, 32773}), frozenset({8, 32946})
 
 
 def channel_names(count: int) -> tuple[str, ...]:
@@ -36,11 +41,13 @@ def read_picture(path: Path, *, color: Color = "auto") -> Pixels:
     Raises `PictureError` if the file cannot be read whole, is animated, transparent, or of another depth.
     """
     try:
-        array = _read_tiff(path) if path.suffix.lower() in {".tif", ".tiff"} else _read_with_pillow(path)
+        with QUIET:  # of decompression bombs, too: `_refuse_huge` is the limit here
+            array = _read_tiff(path) if path.suffix.lower() in {".tif", ".tiff"} else _read_with_pillow(path)
     except PictureError:
         raise
     except Exception as error:  # decoders raise whatever they like on damaged files
-        kind = "is not a picture" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        kind = "is not a picture" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({said})"
         raise PictureError(f"{path} {kind}. Remove the file or pass --on-bad-file skip.") from error
     return convert_color(array, color)
 
@@ -51,10 +58,8 @@ def _refuse_huge(path: Path, height: int, width: int) -> None:
 
 
 def _read_with_pillow(path: Path) -> Pixels:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_refuse_huge` is the limit here
-        picture: Image.Image = Image.open(path)
-    with picture:
+    picture: Image.Image
+    with Image.open(path) as picture:
         _refuse_huge(path, picture.height, picture.width)
         if getattr(picture, "n_frames", 1) > 1:
             raise PictureError(f"{path} holds several frames. Save each as a file of its own.")
@@ -99,13 +104,14 @@ def _read_tiff(path: Path) -> Pixels:
             raise PictureError(f"{path} holds {len(tiff.pages)} pages. Save each as a file of its own.")
         page: Any = tiff.pages[0]
         _refuse_huge(path, page.imagelength, page.imagewidth)
+        if math.prod(page.shape) > _MOST_SAMPLES * LARGEST_PICTURE:
+            raise PictureError(f"{path} announces {page.samplesperpixel} samples a pixel. Shrink or remove the file.")
+        if int(page.compression) not in _BOUNDED | _DEFLATE:
+            return _read_with_pillow(path)  # its decoders stop where a strip is full
+        if int(page.compression) in _DEFLATE:
+            _refuse_swelling(path, tiff, page)
         photometric = int(page.photometric)
-        try:
-            array = page.asarray()
-        except ValueError as error:
-            if "imagecodecs" in str(error):  # LZW, JPEG and their like: Pillow decodes them
-                return _read_with_pillow(path)
-            raise
+        array = page.asarray()
         if array.ndim == 3 and int(page.planarconfig) == 2:
             array = array.transpose(1, 2, 0)
     if photometric not in {0, 1, 2, 6}:
@@ -120,6 +126,17 @@ def _read_tiff(path: Path) -> Pixels:
     if array.ndim == 3 and array.shape[2] == 4 and (array[..., 3] == np.iinfo(array.dtype).max).all():
         return np.ascontiguousarray(array[..., :3].transpose(2, 0, 1))
     raise PictureError(f"{path} has shape {array.shape}: one picture of 1 or 3 channels is needed.")
+
+
+def _refuse_swelling(path: Path, tiff: tifffile.TiffFile, page: Any) -> None:
+    """Refuse deflated strips that hold more than they announce: tifffile unpacks whatever is there, up to gigabytes."""
+    announced = math.prod(page.chunks) * page.dtype.itemsize
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        tiff.filehandle.seek(offset)
+        if len(zlib.decompressobj().decompress(tiff.filehandle.read(count), announced + 1)) > announced:
+            raise PictureError(
+                f"{path} cannot be read (it holds more than it announces). Remove the file or pass --on-bad-file skip."
+            )
 
 
 def _as_unsigned(path: Path, array: npt.NDArray[Any]) -> Pixels:

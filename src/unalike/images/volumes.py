@@ -25,6 +25,7 @@ from scipy import ndimage
 from zlib_ng import zlib_ng as zlib  # the same interface, more than twice as fast
 
 from unalike.errors import PictureError, SettingsError
+from unalike.images.quiet import QUIET
 from unalike.records import FloatArray
 
 Axis = Literal["axial", "coronal", "sagittal"]
@@ -120,9 +121,10 @@ def read_volume(path: Path, *, component: int | None = None) -> Volume:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Whatever goes wrong inside becomes a `PictureError` of one line that names the file."""
+    """Whatever goes wrong inside becomes a `PictureError` of one line that names the file; nothing else is said."""
     try:
-        yield
+        with QUIET:
+            yield
     except PictureError:
         raise
     except Exception as error:  # nibabel, zlib and SimpleITK each raise their own on damaged files
@@ -305,7 +307,7 @@ def _itk_files(path: Path) -> tuple[Path, ...]:
     """The file, and the one beside it that holds the voxels if the header names one.
 
     Looks for what makes the MetaImage library print to standard error, which nothing can silence for one thread alone:
-    a header without its sizes, and voxels that break off.
+    a header without its sizes or type, and voxels that break off.
     """
     with path.open("rb") as stream:
         start = stream.read(_PIECE).decode("latin-1")
@@ -317,7 +319,7 @@ def _itk_files(path: Path) -> tuple[Path, ...]:
     else:
         text, mark, after = start.partition("ElementDataFile")
         fields = dict(re.findall(r"^\s*(\w+)\s*=\s*(.*?)\s*$", text, re.M))
-        if not mark or "NDims" not in fields or "DimSize" not in fields:
+        if not mark or not {"NDims", "DimSize", "ElementType"} <= set(fields):
             raise PictureError(_unreadable(path, "it does not begin like a MetaImage file"))
         line = after.partition("\n")[0]
         named = line.strip(" \t\r=")
@@ -329,7 +331,7 @@ def _itk_files(path: Path) -> tuple[Path, ...]:
 def _beside(path: Path, named: str) -> Path:
     """A file of voxels in the same folder; lists and patterns of files, and other folders, are refused."""
     if named.startswith("LIST") or "%" in named or Path(named).name != named or not (path.parent / named).is_file():
-        raise PictureError(_unreadable(path, f"its voxels should be in one file beside it, not in {named!r}"))
+        raise PictureError(_unreadable(path, f"its voxels should be in one file beside it, not in {named[:100]!r}"))
     return path.parent / named
 
 

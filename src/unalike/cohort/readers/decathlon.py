@@ -78,9 +78,9 @@ def _read_task(file: Path) -> Mapping[str, Any]:
         complete = all(isinstance(task[key], dict) for key in ("modality", "labels")) and isinstance(
             task["training"], list
         )
-        whole = complete and all(str(key).isdecimal() for key in (*task["modality"], *task["labels"]))
+        whole = complete and all(re.fullmatch("[0-9]{1,9}", key) for key in (*task["modality"], *task["labels"]))
         listed = whole and all(isinstance(entry[key], str) for entry in task["training"] for key in ("image", "label"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{file} is no task of the Decathlon ({error}). Get it again.") from error
     if not listed or not task["modality"]:
         raise InputError(
@@ -105,6 +105,8 @@ def _locate(file: Path, entry: str) -> Path:
     path = PurePosixPath(entry)
     if path.is_absolute() or ".." in path.parts:
         raise InputError(f"{file} lists {entry}, which leads out of its folder. Mend it.")
+    if not entry.isprintable():  # half a character, or what ends a path
+        raise InputError(f"{file} lists {entry!r}, which is no path. Mend it.")
     return file.parent / path
 
 

@@ -22,13 +22,20 @@ from unalike.cohort.plan import (
     walk_files,
 )
 from unalike.cohort.readers.pictures import make_picture
-from unalike.cohort.readers.volumes import Scan, bring_to_one_grid, common_scale, cut_images, planned_extent
+from unalike.cohort.readers.volumes import (
+    Scan,
+    bring_to_one_grid,
+    common_scale,
+    cut_images,
+    planned_extent,
+    spread_labels,
+)
 from unalike.cohort.recipes import Layout
 from unalike.cohort.settings import PrepareSettings
 from unalike.errors import InputError, PictureError, SettingsError
 from unalike.images import dicom, pictures, volumes
 from unalike.images.dicom import DicomPixels, Series
-from unalike.records import Pixels
+from unalike.records import MASK, Pixels
 
 IMAGE = "image"
 # A file of this name is meant to be DICOM. Most DICOM files have none, so what else lies there is not known by name.
@@ -76,6 +83,7 @@ def plan_items(source: Path, _: Layout, settings: PrepareSettings) -> Plan:
         notes=tuple(notes),
         scale=common_scale(extents, settings),
         unit="series",
+        mask_scale=spread_labels(settings, max(settings.mask_labels, default=0)) if MASK in channels else 0,
     )
 
 
@@ -133,7 +141,9 @@ def _make_items(
     unknown = [name for name in settings.channels if name not in found]
     if unknown:
         raise SettingsError(f"--channels: {', '.join(unknown)} not found; there are {', '.join(found)}.")
-    channels = settings.channels or tuple(found)
+    channels = tuple(sorted(settings.channels or found, key=lambda name: name == MASK))
+    if set(channels) == {MASK}:
+        raise SettingsError("--channel-pattern: a mask alone has nothing to compare. Add an image channel.")
     items = [
         _make_item(series, channels, source, pattern, problem=doubled.get(group, ""))
         for group, series in groups.items()
@@ -176,7 +186,10 @@ def load_item(item: Item, plan: Plan, settings: PrepareSettings) -> Loaded:
     for series in chosen.values():
         if series.problem:
             raise PictureError(series.problem)
-    read = {name: dicom.read_series(series, window=settings.window) for name, series in chosen.items()}
+    read = {
+        name: dicom.read_series(series, window=None if name == MASK else settings.window)
+        for name, series in chosen.items()
+    }
     digest = hashlib.sha256("".join(pixels.digest for pixels in read.values()).encode()).hexdigest()
     stacks = {name: pixels.volume for name, pixels in read.items() if pixels.volume is not None}
     if not stacks:
@@ -191,7 +204,7 @@ def load_item(item: Item, plan: Plan, settings: PrepareSettings) -> Loaded:
             item,
             gridded,
             {name: path.name for name, path in names.items()},
-            windowed=all(pixels.windowed for pixels in read.values()),
+            windowed=all(pixels.windowed for name, pixels in read.items() if name != MASK),
         )
         images = cut_images(scan, replace(plan, channels=tuple(stacks)), settings)
     remarks = [

@@ -67,20 +67,39 @@ def _open(path: Path) -> Any:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise PictureError(f"{path} cannot be read as HDF5 ({error}). Get it again.") from error
+        raise _unreadable(path, error) from error
 
 
 def _dataset(file: Any, path: Path, name: str) -> Any:
-    if name not in file or not hasattr(file[name], "shape"):
+    """A dataset of the file itself: one that lies in other files could bring in anything that this machine holds."""
+    import h5py
+
+    try:
+        link = file.get(name, getlink=True)
+        dataset = None if isinstance(link, h5py.ExternalLink) else file.get(name)
+        inside = dataset is None or not (getattr(dataset, "external", None) or getattr(dataset, "is_virtual", False))
+    except Exception as error:  # damaged files raise whatever they meet first
+        raise _unreadable(path, error) from error
+    if isinstance(link, h5py.ExternalLink) or not inside:
+        raise InputError(f"{path} does not hold its dataset {name!r}, which lies in another file. Get it again.")
+    if not isinstance(dataset, h5py.Dataset):
         raise InputError(f"{path} holds no dataset {name!r}. Check --recipe.")
-    return file[name]
+    return dataset
+
+
+def _unreadable(path: Path, error: Exception) -> PictureError:
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return PictureError(f"{path} cannot be read as HDF5 ({said}). Get it again.")
 
 
 def _count_images(path: Path, layout: Layout) -> int:
     with _open(path) as file:
         dataset = _dataset(file, path, layout.images)
-        shape: tuple[int, ...] = dataset.shape or ()
-        size = (dataset.size or 0) * dataset.dtype.itemsize
+        try:
+            shape: tuple[int, ...] = dataset.shape or ()
+            size = (dataset.size or 0) * dataset.dtype.itemsize
+        except TypeError as error:  # of a kind of value that NumPy has not
+            raise _unreadable(path, error) from error
     if len(shape) != 4 or shape[3] not in _COLORS.values():
         raise InputError(f"{path} holds {shape} images, but (N, H, W, 1 or 3) are needed. Check --recipe.")
     if shape[1] * shape[2] > pictures.LARGEST_PICTURE:
@@ -99,8 +118,10 @@ def _read_labels(path: Path, count: int, layout: Layout) -> np.ndarray[Any, Any]
         if dataset.size != count:
             raise InputError(f"{beside} holds {dataset.size} labels for {count} images. Get it again.")
         try:
+            if dataset.dtype.kind not in "biuf":
+                raise ValueError(f"{dataset.dtype} is no number")
             return np.asarray(dataset).reshape(-1).astype(np.int64)
-        except (OSError, TypeError, ValueError) as error:
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{beside} holds no labels that can be read ({error}). Get it again.") from error
 
 
@@ -126,8 +147,11 @@ def load_item(item: Item, _: Plan, settings: PrepareSettings) -> Loaded:
     try:
         with _open(path) as file:
             patch = np.asarray(file[name][row])
-    except (OSError, KeyError, ValueError) as error:
-        raise PictureError(f"{item.source} cannot be read ({error}). Get {path} again.") from error
+    except PictureError:
+        raise
+    except Exception as error:  # damaged files raise whatever they meet first
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise PictureError(f"{item.source} cannot be read ({said}). Get {path} again.") from error
     if patch.dtype not in (np.uint8, np.uint16):
         raise PictureError(f"{item.source} holds {patch.dtype} pixels, but 8 or 16 unsigned bits are needed.")
     pixels = pictures.convert_color(np.ascontiguousarray(patch.transpose(2, 0, 1)), settings.color)

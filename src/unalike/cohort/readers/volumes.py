@@ -142,6 +142,8 @@ def _canonical(channel: str) -> str:
 def choose_channels(wanted: tuple[str, ...], there: set[str], layout: Layout) -> tuple[str, ...]:
     """Channels to store, the mask last; all that are ``there`` unless some are ``wanted``."""
     found, has_mask = sorted(there - {MASK} - set(layout.guides)), MASK in there
+    if not found:
+        raise InputError("the source holds masks alone, and so nothing to compare. Add volumes, or --channel-pattern.")
     if not wanted:
         # The paper's order where the names are the paper's.
         paper = ["t1", "t1ce", "t2", "flair"]
