@@ -238,6 +238,11 @@ def give_up_folder(out: Path, *, nothing_made: Callable[[], bool] | None = None)
     return empty
 
 
+def places_beside(folder: Path) -> tuple[Path, Path]:
+    """Where a folder is written anew, and where the old one waits to be removed: names that nobody else gives."""
+    return folder.with_name(f".{folder.name}.new.unalike"), folder.with_name(f".{folder.name}.old.unalike")
+
+
 def is_ours(folder: Path) -> bool:
     """Whether unalike made this folder, finished or not."""
     return kind_of(folder) is not None or (folder / UNFINISHED).is_file()

@@ -355,3 +355,66 @@ def test_the_layout_is_readable_from_any_store(make_volumes: Callable[..., Path]
     with memory.open("/cohort/records.parquet") as stream:
         assert pq.read_table(stream).equals(cohort.records)
     assert json.loads(memory.cat("/cohort/cohort.json"))["kind"] == "cohort"
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "classes"),
+    [
+        ("{person}/{index}.png", {}, set()),  # a folder a patient, and no pattern that says so
+        ("{person}/{index}.png", {"subject_pattern": r"^([^/]+)/"}, set()),
+        ("{kind}/{person}_{index}.png", {}, set()),  # may be patients for all that is known
+        ("{kind}/{person}_{index}.png", {"labels": True}, {"sick", "well"}),
+        ("{kind}/{person}_{index}.png", {"subject_pattern": r"/([A-Z]+)_"}, {"sick", "well"}),
+        ("{side}/{kind}/{person}_{index}.png", {}, {"sick", "well"}),  # in train and in test
+        ("{side}/{kind}/{person}_{index}.png", {"labels": False}, set()),
+        ("{kind}/{person}/{index}.png", {"subject_pattern": r"/([A-Z]+)/"}, set()),
+    ],
+)
+def test_folder_names_are_classes_only_where_they_cannot_be_patients(
+    tmp_path: Path, layout: str, options: dict[str, object], classes: set[str]
+) -> None:
+    random = np.random.default_rng(0)
+    for number, person in enumerate(("ANNA", "BERND", "CARLA", "DIETER", "EMMA", "FRIDA", "GRETA", "HANS")):
+        for index in range(2):
+            kind, side = ("sick", "well")[number % 2], ("train", "test")[number // 2 % 2]
+            path = tmp_path / "x" / layout.format(person=person, index=index, kind=kind, side=side)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 255, (8, 8), dtype=np.uint8)).save(path)
+    cohort = prepare(tmp_path / "x", tmp_path / "c", **options)
+    assert set(cohort.column("label")) - {""} == classes
+    notes = cohort.header.content["notes"]
+    assert any("were not taken as classes" in note for note in notes) == (not classes and "labels" not in options)
+    assert not any("ANNA" in note or "sick" in note for note in notes)
+
+
+def test_an_odd_first_picture_is_not_the_norm(make_pictures: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_pictures(subjects=6)
+    Image.fromarray(np.zeros((24, 30), np.uint8)).save(source / "a.png")
+    with pytest.raises(InputError, match=r"12 of the 13 items that could be read do not fit the first, a\.png"):
+        prepare(source, tmp_path / "c", on_bad_file="skip")
+    assert not (tmp_path / "c").exists()
+    (source / "a.png").rename(source / "z.png")
+    assert prepare(source, tmp_path / "c", on_bad_file="skip").header.content["skipped"] == 1
+
+
+def test_what_leaks_are_left_is_told_beside_what_was_found(make_pictures: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_pictures(subjects=12, images=1)
+    for side in ("train", "test"):
+        (source / side).mkdir()
+    for number, path in enumerate(sorted(source.glob("*.png"))):
+        path.rename(source / ("test" if number % 3 == 0 else "train") / path.name)
+    copied = next((source / "train").iterdir())
+    (source / "test" / "q_0.png").write_bytes(copied.read_bytes())
+    for on_leak, split, left in (
+        ("report", "keep", (0, 1)),
+        ("merge-subjects", "keep", (1, 1)),
+        ("drop", "keep", (0, 0)),
+        ("merge-subjects", "redraw", (0, 0)),
+    ):
+        out = tmp_path / f"{on_leak}-{split}"
+        content = prepare(source, out, on_leak=on_leak, split=split, subject_pattern=r"(\w+)_").header.content
+        assert content["leaks"]["redundant_images"] == 1
+        assert (content["leaks_left"]["shared_subjects"], content["leaks_left"]["pairs_across_roles"]) == left
+    for seed in range(4):  # whatever the split: the same picture has two names
+        with pytest.raises(InputError, match="1 pairs of duplicates stand under different subjects"):
+            prepare(source, tmp_path / f"e{seed}", on_leak="error", seed=seed)

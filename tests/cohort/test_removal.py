@@ -323,3 +323,33 @@ def test_cohorts_without_a_private_part(tmp_path: Path) -> None:
     folders.finish_folder(out, kind="cohort", settings={}, seed=0, inputs={}, content=writer.close())
     drop_subject(cohort=out, subjects=["s1"])
     assert open_images(out).column("subject").tolist() == ["s0", "s2", "s3"]
+
+
+def test_a_removal_cut_short_at_its_very_end_is_ended_and_told(
+    cohort: ImageFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All done but for deleting the old images: inspect warns, and the same call ends it and tells what is affected."""
+    work = cohort.path.parent
+    train_generator(kind="gaussian", cohort=cohort.path, out=work / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(removal, "_remove", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            drop_subject(cohort=cohort.path, subjects=["p0002"])
+    assert "p0002" not in pq.read_table(cohort.path / "private" / "sources.parquet").to_pydict()["identifier"]
+    assert run(["inspect", str(cohort.path)]) == 0
+    assert "a removal of patients was interrupted" in capsys.readouterr().out
+    assert run(["cohort", "drop", str(cohort.path), "--subject", "p0002"]) == 0
+    told = capsys.readouterr().out
+    assert "an interrupted removal is complete now" in told
+    assert str(work / "run") in told
+    assert [path.name for path in work.iterdir() if path.name.startswith(".")] == []
+    with pytest.raises(InputError, match="holds no subject p0002"):
+        drop_subject(cohort=cohort.path, subjects=["p0002"])
+
+
+def test_notes_of_the_preparation_are_said_to_be_that(cohort: ImageFolder) -> None:
+    for subject in ("p0001", "p0002"):
+        drop_subject(cohort=cohort.path, subjects=[subject])
+    notes = open_images(cohort.path).header.content["notes"]
+    assert notes[0].startswith("Subjects were removed from this cohort 2 times")
+    assert not any(note.startswith("Subjects were removed") for note in notes[1:])

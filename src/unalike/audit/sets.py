@@ -108,6 +108,7 @@ class _Opener:
             fit=self.settings.fit,
             color=self.settings.color,
             holdout=0.0,
+            labels=False,
             on_leak="report",  # whoever is compared is compared as he is
             near_duplicates=0.0,
             subject_pattern=self.settings.subject_pattern if named else None,

@@ -39,6 +39,8 @@ def drop(
         print_json(result)
         return
     verb = "would be removed" if dry_run else "removed"
+    if result.ended:
+        print(f"{folder}: an interrupted removal is complete now.")
     print(f"{folder}: {result.images} images of {result.subjects} subjects {verb}; {result.left} images are left.")
     if not result.made_from:
         print(f"Nothing below {result.searched} was made from this cohort as it was.")

@@ -12,6 +12,8 @@ from unalike.cli.output import DryRun, Json, Seed, print_json, show_settings
 from unalike.cohort.settings import PrepareSettings
 from unalike.records import as_json
 
+_SHORTEST_KEY = 16
+
 
 def prepare(
     source: Path,
@@ -56,9 +58,9 @@ def prepare(
         return
     show_settings(settings, dry_run=False, json_out=json)
     if key is not None and not key.is_file():
-        raise InputError(f"--key {key} does not exist. Check the path.")
-    if key is not None and not key.read_bytes():
-        raise InputError(f"--key {key} is empty. Give a file of at least a few random bytes.")
+        raise InputError(f"--key {key} is no file. Check the path.")
+    if key is not None and len(key.read_bytes()) < _SHORTEST_KEY:
+        raise InputError(f"--key {key} is shorter than {_SHORTEST_KEY} bytes: pseudonyms could be guessed. Give more.")
     cohort = prepare_cohort(
         source=source,
         out=out,

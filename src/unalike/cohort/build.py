@@ -24,7 +24,6 @@ from unalike.cohort.duplicates import (
     Duplicates,
     draw_duplicates,
     find_duplicates,
-    keep_pairs,
     tabulate_duplicates,
 )
 from unalike.cohort.journal import Journal, holds_finished_items
@@ -46,6 +45,9 @@ _LATE = frozenset({"on_bad_file", "on_leak", "near_duplicates", "holdout", "spli
 # What is known only when all is read: whom a picture belongs to may depend on its duplicates.
 _UNSETTLED = {"subject": "", "source": "", "role": ""}
 
+# What of the leaks that were found may still be there once they are dealt with.
+_LEFT = ("shared_subjects", "holdout_subjects", "pairs_across_roles", "pairs_across_classes")
+
 _REMARKS = {
     "face": "{count} of {total} scans seem to show a face (a whole-head field of view with tissue in its front lower "
     "part, and background that no brain extraction has set to one value). Deface them before sharing anything.",
@@ -54,6 +56,10 @@ _REMARKS = {
     "burned-in": "{count} of {total} series say that names may be burned into their pixels (BurnedInAnnotation). "
     "Look at them, and take them out or paint them over.",
 }
+
+
+class _MisfitError(PictureError):
+    """Most images do not fit the first."""
 
 
 def prepare_cohort(
@@ -87,7 +93,8 @@ def prepare_cohort(
         prepared.load(workers, scheduler)
         content = prepared.finish(secrets.token_bytes(32) if key is None else key, workers)
     except BaseException as error:
-        if folders.give_up_folder(out, nothing_made=lambda: not holds_finished_items(out)):
+        useless = isinstance(error, _MisfitError)  # no command goes on from here
+        if folders.give_up_folder(out, nothing_made=lambda: useless or not holds_finished_items(out)):
             raise
         if isinstance(error, InputError) and not isinstance(error, FolderError):
             raise type(error)(f"{error} What was read so far stays in {out}: repeat the command to go on.") from error
@@ -126,6 +133,7 @@ class _Preparation:
         self.digests: list[str] = []
         self.aspects: list[float] = []
         self.remarks: Counter[str] = Counter()
+        self.misfits = 0  # items skipped because they do not fit the first
         self.first = self.plan.items[0]  # the item that sets channels, size and depth
         self.journal = Journal(out, plan_digest=draft.digest)
 
@@ -158,7 +166,7 @@ class _Preparation:
         entries, self.journal.entries = self.journal.entries, []
         for number, entry in enumerate(entries):
             if "bad" in entry:
-                self._refuse(number, entry["bad"])
+                self._refuse(number, entry["bad"], misfit=entry["misfit"])
             else:
                 self._note(number, entry)
         if self.owners:
@@ -170,12 +178,12 @@ class _Preparation:
 
     def _take(self, number: int, loaded: Loaded | BadFile) -> None:
         item = self.plan.items[number]
-        if isinstance(loaded, Loaded):
-            odd = self._begin_or_compare(loaded, item)
-            loaded = BadFile(item.source, odd) if odd else loaded
+        odd = self._begin_or_compare(loaded, item) if isinstance(loaded, Loaded) else ""
+        if odd:
+            loaded = BadFile(item.source, odd)
         if isinstance(loaded, BadFile):
-            self._refuse(number, loaded.reason)
-            entry: dict[str, Any] = {"bad": loaded.reason}
+            self._refuse(number, loaded.reason, misfit=bool(odd))
+            entry: dict[str, Any] = {"bad": loaded.reason, "misfit": bool(odd)}
         else:
             entry = {
                 "digest": loaded.digest,
@@ -190,10 +198,19 @@ class _Preparation:
                 self.writer.append(image.pixels, _UNSETTLED | dict(image.record))
         self.journal.add(entry, images=len(self.owners), written=self.writer.written if self.writer else 0)
 
-    def _refuse(self, number: int, reason: str) -> None:
+    def _refuse(self, number: int, reason: str, *, misfit: bool) -> None:
         if self.settings.on_bad_file == "error":
             raise PictureError(reason)
         self.skipped.append(BadFile(self.plan.items[number].source, reason))
+        self.misfits += misfit
+
+    def _check_misfits(self) -> None:
+        """Where most images do not fit the first, the first is the odd one: nobody wants a cohort of the rest."""
+        if self.misfits > len(self.digests):
+            raise _MisfitError(
+                f"{self.misfits} of the {self.misfits + len(self.digests)} items that could be read do not fit the "
+                f"first, {self.first.source}. Pass --size, --color or --depth so that all are alike, or take it away."
+            )
 
     def _note(self, number: int, entry: Mapping[str, Any]) -> None:
         self.owners += [number] * len(entry["records"])
@@ -219,6 +236,7 @@ class _Preparation:
         """Find duplicates, settle roles and subjects, write records and the private part; gives the content."""
         if self.writer is None:
             raise InputError(_nothing_left(self.plan, self.skipped, self.settings))
+        self._check_misfits()
         self.writer.flush()
         subjects, roles, labels = self._columns()
         duplicates = find_duplicates(
@@ -231,9 +249,7 @@ class _Preparation:
             workers=workers,
         )
         merged, final = self._settle(duplicates, subjects, roles, labels)
-        named = {"subjects": subjects, "labels": labels, "roles": final}
-        counts = leaks.count_leaks(duplicates, **named)
-        table = tabulate_duplicates(duplicates, **named)
+        counts = leaks.count_leaks(duplicates, subjects=subjects, labels=labels, roles=final)
         counts["merged_subjects"] = len(set(subjects.tolist())) - len(set(merged.tolist()))
         counts["largest_merge"] = _largest_merge(subjects, merged)
         self._fill_columns(key, merged, final, labels)
@@ -245,14 +261,16 @@ class _Preparation:
         if len(kept) < len(final):
             self.journal.close(remove=True)  # it speaks of what is rewritten now
             self.writer.keep(kept)
-            table = keep_pairs(table, kept)
         content = self.writer.close()
+        rest = duplicates.among(kept)
+        table = tabulate_duplicates(rest, subjects=subjects[kept], labels=labels[kept], roles=final[kept])
+        left = leaks.count_leaks(rest, subjects=merged[kept], labels=labels[kept], roles=final[kept])
         pq.write_table(table, self.out / folders.DUPLICATES)
         self._draw_duplicates(table)
         names = dict(zip(subjects[kept].tolist(), merged[kept].tolist(), strict=True))
         write_private(self.out, key, self.plan, self.skipped, names, set(self.writer.columns["source"]))
         self.journal.close(remove=True)
-        return content | self._describe(counts, merged[kept])
+        return content | self._describe(counts, merged[kept]) | {"leaks_left": {name: left[name] for name in _LEFT}}
 
     def _draw_duplicates(self, table: pa.Table) -> None:
         assert self.writer is not None  # noqa: S101
@@ -307,7 +325,7 @@ class _Preparation:
 
     def _name_pair(self, table: pa.Table) -> str:
         for pair in table.to_pylist():
-            if not (pair["same_role"] and pair["same_label"]):
+            if not (pair["same_subject"] and pair["same_role"] and pair["same_label"]):
                 a, b = (self.plan.items[self.owners[pair[side]]].source for side in ("first", "second"))
                 return f" (such as {a} and {b}, correlation {pair['similarity']:.3f})"
         return ""
@@ -321,7 +339,7 @@ class _Preparation:
         return {
             "notes": [
                 *leaks.describe_leaks(counts, self.settings),
-                *_merge_notes(counts),
+                *_merge_notes(counts, self.settings),
                 *remarks,
                 *self.plan.notes,
                 *_split_notes(self.plan, self.settings),
@@ -365,13 +383,14 @@ def _largest_merge(subjects: TextArray, merged: TextArray) -> int:
     return largest if largest > 1 else 0
 
 
-def _merge_notes(counts: Mapping[str, int]) -> list[str]:
+def _merge_notes(counts: Mapping[str, int], settings: PrepareSettings) -> list[str]:
     if not counts["merged_subjects"]:
         return []
+    kept = "the published roles stay" if settings.split == "keep" else "so that none of them stands on both sides"
     return [
-        f"{counts['merged_subjects']} subjects were merged into others who share a picture with them, so that none "
-        f"stands on both sides (the largest group: {counts['largest_merge']} subjects). Pass --on-leak report to keep "
-        "them apart, or a higher --near-duplicates if images of different patients are this much alike."
+        f"{counts['merged_subjects']} subjects were merged into others with whom they share a picture that was found; "
+        f"{kept} (the largest group: {counts['largest_merge']} subjects merged). Pass --on-leak report to keep them "
+        "apart, or a higher --near-duplicates if images of different patients are this much alike."
     ]
 
 

@@ -67,6 +67,20 @@ class Duplicates:
     found: int
     group: IntArray
 
+    def among(self, kept: IntArray) -> Duplicates:
+        """Those of which both rows are ``kept`` (ascending), with their new numbers."""
+        both = np.isin(self.first, kept) & np.isin(self.second, kept)
+        _, lowest, number = np.unique(self.group[kept], return_index=True, return_inverse=True)
+        return Duplicates(
+            first=np.searchsorted(kept, self.first[both]),
+            second=np.searchsorted(kept, self.second[both]),
+            kind=self.kind[both],
+            mirror=self.mirror[both],
+            similarity=self.similarity[both],
+            found=self.found - int((~both).sum()),
+            group=lowest[number].astype(np.int64),
+        )
+
 
 class Union:
     """Disjoint sets of rows, each known by its lowest."""

@@ -55,6 +55,7 @@ def refuse_leaks(leaks: dict[str, int], *, naming: str) -> None:
         f"{leaks[key]} {what}"
         for key, what in (
             ("shared_subjects", "subjects stand in train and holdout"),
+            ("pairs_across_subjects", "pairs of duplicates stand under different subjects"),
             ("pairs_across_roles", "pairs of duplicates stand in train and holdout"),
             ("pairs_across_classes", "pairs of duplicates bear different classes"),
         )

@@ -28,8 +28,8 @@ from unalike.errors import FolderError, InputError
 from unalike.folders import Header
 from unalike.records import IntArray
 
-_ASIDE = ".unalike"
 _BEGUN = "unfinished"
+_REMOVED = "Subjects were removed"
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Removal:
     left: int
     searched: Path
     made_from: tuple[MadeFrom, ...]
+    ended: bool = False
+    """An earlier removal was interrupted when all was done but for deleting the old images: they are deleted now."""
 
 
 def drop_subject(
@@ -69,19 +71,27 @@ def drop_subject(
         raise InputError("no subject is named. Give identifiers as the source names them, or pseudonyms.")
     if search is not None and not Path(search).is_dir():
         raise InputError(f"{search} is no folder, so nothing can be looked for below it. Check --search.")
+    ended = _is_ended(path)
     opened = open_images(_mend_swap(path, dry_run=dry_run))
-    gone = _find_pseudonyms(opened, subjects)
+    searched = Path(search) if search is not None else path.parent
+    try:
+        gone = _find_pseudonyms(opened, subjects)
+    except InputError:
+        if not ended or dry_run:
+            raise
+        # What the interrupted call would have told: folders that name the cohort as it was before.
+        return Removal(0, 0, len(opened), searched, tuple(_find_made_from(opened, searched, set())), ended=True)
     column = opened.column("subject")
     kept = np.flatnonzero(~np.isin(column, sorted(gone))).astype(np.int64)
     if "train" not in set(opened.column("role")[kept].tolist()):
         raise InputError(f"{path} would have no train image left. Remove the whole cohort instead.")
-    searched = Path(search) if search is not None else path.parent
     removal = Removal(
         subjects=len(gone),
         images=len(opened) - len(kept),
         left=len(kept),
         searched=searched,
         made_from=tuple(_find_made_from(opened, searched, gone)),
+        ended=ended and not dry_run,
     )
     if not dry_run:
         _rewrite(opened, path, kept, gone)
@@ -164,7 +174,7 @@ def _headers_below(search: Path) -> Iterator[tuple[Path, Header]]:
         place = Path(parent)
         kind = folders.kind_of(place)
         hidden = {folders.IMAGES, folders.PRIVATE, folders.CHECKPOINTS}
-        inner[:] = sorted(name for name in inner if name not in hidden and not name.endswith(_ASIDE))
+        inner[:] = sorted(name for name in inner if name not in hidden and not name.endswith(".unalike"))
         with contextlib.suppress(FolderError, AttributeError):  # of another schema, or damaged
             if kind is not None:
                 yield place, folders.read_header(place, kind=kind)
@@ -220,7 +230,7 @@ def _rows_seen(opened: ImageFolder, header: Header) -> IntArray:
 
 def _rewrite(opened: ImageFolder, path: Path, kept: IntArray, gone: set[str]) -> None:
     """Write the cohort anew without the others, then put it in the old one's place."""
-    fresh, old = _beside(path)
+    fresh, old = folders.places_beside(path)
     settings = dict(opened.header.settings)
     with folders.new_folder(fresh, kind="cohort", settings=settings):
         writer = ImageWriter(
@@ -248,9 +258,9 @@ def _rewrite(opened: ImageFolder, path: Path, kept: IntArray, gone: set[str]) ->
     _remove(old)
 
 
-def _beside(path: Path) -> tuple[Path, Path]:
-    """Where the new cohort is written, and where the old one waits to be removed: names that nobody else gives."""
-    return path.with_name(f".{path.name}.new{_ASIDE}"), path.with_name(f".{path.name}.old{_ASIDE}")
+def _is_ended(path: Path) -> bool:
+    """Whether an interrupted exchange had come so far that only the old cohort was left to be removed."""
+    return folders.places_beside(path)[1].is_dir() and folders.kind_of(path) == "cohort"
 
 
 def _mend_swap(path: Path, *, dry_run: bool) -> Path:
@@ -258,7 +268,7 @@ def _mend_swap(path: Path, *, dry_run: bool) -> Path:
 
     Undone, because the same call then does all of it again and tells again what was made with the subjects.
     """
-    fresh, old = _beside(path)
+    fresh, old = folders.places_beside(path)
     if folders.kind_of(old) == "cohort" and not path.exists():
         if dry_run:
             return old
@@ -288,7 +298,9 @@ def _count_anew(
         "images": len(opened) - len(kept),
         "cohort_before": opened.digest,
     }
-    counts: dict[str, Any] = {"removals": [*before, entry]}
+    notes = [note for note in opened.header.content.get("notes", []) if not note.startswith(_REMOVED)]
+    told = f"{_REMOVED} from this cohort {len(before) + 1} times. What follows was said when it was prepared."
+    counts: dict[str, Any] = {"removals": [*before, entry], "notes": [told, *notes]}
     if "content_digest" in opened.header.content:
         counts["content_digest"] = digest_content(columns, opened.column("subject")[kept])
     return counts

@@ -59,8 +59,10 @@ class PrepareSettings:
     """Regular expression over the path below SOURCE whose first group (or whole match) names the patient; default
     what the recipe says."""
 
-    labels: bool = True
-    """Pictures: take the innermost folder name as the class; --no-labels if folder names identify patients."""
+    labels: bool | None = None
+    """Take classes, or --no-labels. Without a word, classes that a recipe names are taken; of any folder of pictures
+    the innermost folder's name only where it cannot be a patient's: several patients have each (--subject-pattern), or
+    each stands in train and in test."""
 
     on_bad_file: OnBadFile = "error"
     """Stop at the first file that cannot be read or does not fit the others, or skip such files and list them."""

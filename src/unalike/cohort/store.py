@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
         ("sums", pa.list_(pa.int64())),  # Σa of each channel
         ("squares", pa.list_(pa.int64())),  # Σa² of each channel
         # Where a real image came from (see `geometry.Placement`); empty for synthetic ones.
-        ("source_size", pa.list_(pa.int32())),  # height and width of the source's plane
+        ("source_size", pa.list_(pa.int32())),  # height and width of the source's plane (of volumes, once resampled)
         ("scale", pa.list_(pa.float64())),  # source row (column) = scale · row (column) + offset
         ("offset", pa.list_(pa.float64())),
         ("affine", pa.list_(pa.float64())),  # slices: 4 × 4, row by row, (column, row, 0, 1) → RAS mm

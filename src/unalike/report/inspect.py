@@ -80,10 +80,13 @@ def _describe_images(images: ImageFolder, pictures: Path) -> dict[str, Any]:
     spacing = _describe_spacing(images)
     if spacing:
         facts["spacing"] = spacing
+    remains = [str(place) for place in folders.places_beside(images.path.resolve()) if place.is_dir()]
+    if remains:
+        facts["warning"] = f"a removal of patients was interrupted; images are left in {', '.join(remains)}: repeat it"
     counts = _count_levels(images)
     facts["gray_levels"] = _describe_levels(images, counts)
     facts["histogram"] = {name: row.tolist() for name, row in zip(images.channels, counts, strict=True)}
-    for name in ("mask_names", "leaks", "removals", "skipped", "notes"):
+    for name in ("mask_names", "leaks", "leaks_left", "removals", "skipped", "notes"):
         if content.get(name):
             facts[name] = content[name]
     facts["contact_sheets"] = _draw_sheets(images, pictures / folders.CONTACT_SHEETS)

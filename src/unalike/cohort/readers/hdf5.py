@@ -49,7 +49,7 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
             Item(
                 source=f"{inside}[{row}]",
                 subject=slides[row] if slides else f"{inside}[{row}]",
-                label=str(labels[row]) if settings.labels else "",
+                label=str(labels[row]) if settings.labels is not False else "",
                 published=role,
                 files=(("picture", path),),
                 detail=(layout.images, row),

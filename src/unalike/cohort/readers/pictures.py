@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -55,9 +56,9 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
     if layout.files:
         items, more = _leave_out_nested(items)
         notes += more
-        items = items if settings.labels else [replace(item, label="") for item in items]
+        items = items if settings.labels is not False else _without_labels(items)
     else:
-        items, more = _hide_names(items if settings.labels else [replace(item, label="") for item in items])
+        items, more = _choose_labels(items, settings.labels, named=named)
         notes += more
     if not named:
         notes.append(ASSUMED.format(what="file"))
@@ -108,19 +109,28 @@ def _same_bytes(files: Mapping[str, Path], one: str, other: str) -> bool:
         return False
 
 
-def _hide_names(items: list[Item]) -> tuple[list[Item], list[str]]:
-    """Take the labels away if they name patients: one folder per patient is a common layout, and no class."""
-    owners: dict[str, set[str]] = {}
-    for item in items:
-        owners.setdefault(item.label, set()).add(item.subject)
-    labels = set(owners) - {""}
-    if not labels:
+def _without_labels(items: list[Item]) -> list[Item]:
+    return [replace(item, label="") for item in items]
+
+
+def _choose_labels(items: list[Item], wanted: bool | None, *, named: bool) -> tuple[list[Item], list[str]]:
+    """Folder names as classes: if wanted, or if they cannot name patients (one folder a patient is a common layout).
+
+    They cannot where several patients have each (``named``: a pattern says who is whom), or where no pattern tells but
+    each stands among the train and the test folders.
+    """
+    labels = {item.label for item in items} - {""}
+    if wanted or not labels:
         return items, []
-    if len(labels) > 1 and all(len(owners[label]) == 1 for label in labels):
-        note = "The folder names were not taken as classes, because each belongs to one patient and may name them."
-        return [replace(item, label="") for item in items], [note]
-    shown = ", ".join(sorted(labels)[:6]) + (", …" if len(labels) > 6 else "")
-    return items, [f"The folder names are the classes: {shown}. If they name patients, pass --no-labels."]
+    if wanted is None:
+        owners = {(item.label, item.subject if named else item.published) for item in items} - {("", "")}
+        shared = Counter(label for label, owner in owners if label and owner)
+        if all(shared[label] > 1 for label in labels):
+            return items, [f"{len(labels)} folder names are the classes. If they name patients, pass --no-labels."]
+        why = "some belong to one patient and may name them" if named else "they may name patients"
+        note = f"The folder names were not taken as classes, because {why}. If they are classes, pass --labels."
+        return _without_labels(items), [note]
+    return _without_labels(items), []
 
 
 def load_item(item: Item, _: Plan, settings: PrepareSettings) -> Loaded:

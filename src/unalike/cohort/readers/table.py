@@ -44,7 +44,7 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
                 Item(
                     source=inside,
                     subject=match_pattern(chosen, inside, "the patient's pattern") if chosen else inside,
-                    label=label if settings.labels else "",
+                    label=label if settings.labels is not False else "",
                     published=published_role((*Path(inside).parts[:-1], table.stem)),
                     files=(("picture", path),),
                 )

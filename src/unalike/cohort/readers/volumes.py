@@ -112,7 +112,7 @@ def _group_files(source: Path, layout: Layout, settings: PrepareSettings) -> tup
                 "Tell them apart with --subject-pattern or --channel-pattern."
             )
         found.files[channel] = path
-        found.label = (label or found.label) if settings.labels else ""
+        found.label = (label or found.label) if settings.labels is not False else ""
     if not scans:
         raise NoSuchFiles(f"none of the {len(files)} volumes of {source} lies where the recipe expects them.")
     if left_out:

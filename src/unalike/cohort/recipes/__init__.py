@@ -149,6 +149,9 @@ def _parse_layout(entry: Mapping[str, Any]) -> Layout:
     values = dict(entry)
     if values["reader"] not in get_args(Reader):
         raise ValueError(f"reader {values['reader']!r} is none of {', '.join(get_args(Reader))}")
+    unknown = sorted(set(values) - {entry.name for entry in fields(Layout)})
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} is no key of a layout")
     if not isinstance(values.get("files", []), list):
         raise ValueError("files is no list")
     if not all(isinstance(value, str) for value in values.get("where", {}).values()):
