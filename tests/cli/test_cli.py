@@ -204,3 +204,19 @@ def test_the_whole_way(make_pictures: Callable[..., Path], tmp_path: Path, capsy
 
 def test_the_application_can_be_built_without_arguments() -> None:
     assert {name for name in build_app() if not name.startswith("-")} == set(COMMANDS)
+
+
+def test_an_interruption_while_loading_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unalike.__main__ import main
+
+    class Loading:
+        def __getattr__(self, _: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "unalike.cli", Loading())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "unalike: interrupted\n"

@@ -31,8 +31,7 @@ from pydicom.uid import (
 )
 
 from unalike.errors import PictureError, SettingsError
-from unalike.images import dicom
-from unalike.images.dicom import DicomPixels, Series, apply_window, read_series, refuse_reason, scan_dicom
+from unalike.images.dicom import DicomPixels, Series, apply_window, headers, read_series, refuse_reason, scan_dicom
 from unalike.images.volumes import slice_volume
 
 AXIAL = [1, 0, 0, 0, 1, 0]
@@ -687,7 +686,7 @@ def test_infinite_voxels(tmp_path: Path) -> None:
 def test_a_deflated_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "a.dcm", np.zeros((400, 400), np.uint8), syntax=DeflatedExplicitVRLittleEndian)
     assert only([path]).problem == ""
-    monkeypatch.setattr(dicom, "LARGEST_UNPACKED", 100_000)
+    monkeypatch.setattr(headers, "LARGEST_UNPACKED", 100_000)
     assert "unpacks to more than 100,000 bytes" in reason_of(path)
 
 
