@@ -386,9 +386,9 @@ def _largest_merge(subjects: TextArray, merged: TextArray) -> int:
 def _merge_notes(counts: Mapping[str, int], settings: PrepareSettings) -> list[str]:
     if not counts["merged_subjects"]:
         return []
-    kept = "the published roles stay" if settings.split == "keep" else "so that none of them stands on both sides"
+    kept = "; the published roles stay" if settings.split == "keep" else ", so that none of them stands on both sides"
     return [
-        f"{counts['merged_subjects']} subjects were merged into others with whom they share a picture that was found; "
+        f"{counts['merged_subjects']} subjects were merged into others with whom they share a picture that was found"
         f"{kept} (the largest group: {counts['largest_merge']} subjects merged). Pass --on-leak report to keep them "
         "apart, or a higher --near-duplicates if images of different patients are this much alike."
     ]

@@ -119,7 +119,7 @@ def describe_leaks(leaks: dict[str, int], settings: PrepareSettings) -> list[str
     # A split that was drawn anew is mended already, unless nothing was to be done.
     if leaks["pairs_across_roles"] and (settings.split == "keep" or settings.on_leak == "report"):
         done = {
-            "merge-subjects": "Their subjects were made one, so an audit leaves them out of its holdout.",
+            "merge-subjects": "They count as one patient each, whom an audit leaves out of its holdout.",
             "drop": "Only the first of each was kept.",
         }.get(settings.on_leak, "Pixel-identical ones an audit leaves out of its holdout; the others stay.")
         notes.append(
