@@ -208,7 +208,7 @@ def test_a_published_split_with_subjects_merged(source: Path, tmp_path: Path) ->
     assert (counts["merged_subjects"], counts["largest_merge"], counts["pairs_across_roles"]) == (5, 2, 3)
     notes = cohort.header.content["notes"]
     assert notes[1].startswith("LEAK: 3 pairs")
-    assert "Their subjects were made one" in notes[1]
+    assert "They count as one patient each" in notes[1]
     assert any(note.startswith("5 subjects were merged into others") for note in notes)
 
 

@@ -376,7 +376,7 @@ def _decoder_problem(syntax: UID, *, bits: int, samples: int) -> str:
     """Which package is missing to decode compressed pixels: a clause, or ""."""
     try:
         plugins = get_decoder(syntax).available_plugins
-    except NotImplementedError:
+    except RuntimeError:  # pydicom knows no decoder of this name
         return f"is compressed as {syntax.name}, which is not read"
     # Pillow decodes extended JPEG of 8 bits, and 8 bits of colour in JPEG 2000.
     too_deep = bits > 8 and ("Extended" in syntax.name or ("2000" in syntax.name and samples > 1))
