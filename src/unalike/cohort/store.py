@@ -204,8 +204,9 @@ def verify_images(opened: ImageFolder) -> Iterator[Pixels]:
 
 def digest_pixels(image: Pixels) -> str:
     """SHA-256 of one image's shape, depth and pixels."""
-    head = f"{image.shape}{image.dtype.str}".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).hexdigest()
+    hasher = hashlib.sha256(f"{image.shape}{image.dtype.str}".encode())
+    hasher.update(np.ascontiguousarray(image).data)
+    return hasher.hexdigest()
 
 
 def digest_content(columns: Mapping[str, Sequence[Any]], subjects: TextArray) -> str:

@@ -37,13 +37,12 @@ def center(plane: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]
     return result
 
 
-def center_into(target: npt.NDArray[Any], plane: npt.NDArray[Any]) -> None:
-    """Copy a plane around the middle of ``target``, cropped where it is larger; the rest stays as it is."""
-    height, width = target.shape
-    rows, columns = (min(a, b) for a, b in zip(plane.shape, target.shape, strict=True))
-    top, left = (plane.shape[0] - rows) // 2, (plane.shape[1] - columns) // 2
-    to_top, to_left = (height - rows) // 2, (width - columns) // 2
-    target[to_top : to_top + rows, to_left : to_left + columns] = plane[top : top + rows, left : left + columns]
+def center_into(target: npt.NDArray[Any], planes: npt.NDArray[Any]) -> None:
+    """Copy planes (…, H, W) around the middle of ``target``, cropped where they are larger; the rest stays as it is."""
+    sizes = tuple(zip(planes.shape[-2:], target.shape[-2:], strict=True))
+    taken = tuple(slice(max(old - new, 0) // 2, max(old - new, 0) // 2 + min(old, new)) for old, new in sizes)
+    put = tuple(slice(max(new - old, 0) // 2, max(new - old, 0) // 2 + min(old, new)) for old, new in sizes)
+    target[..., put[0], put[1]] = planes[..., taken[0], taken[1]]
 
 
 def fit_plane(plane: npt.NDArray[Any], size: int, *, fit: Fit, labels: bool = False) -> npt.NDArray[Any]:

@@ -282,16 +282,12 @@ def cut_images(scan: Scan, plan: Plan, settings: PrepareSettings) -> tuple[MadeI
         rows, label = np.array([row]), plan.labels_by_lesion[int(has_lesion)]
     else:
         rows = _choose_by_content(stacks, plan.channels, settings)
-    bits = 16 if settings.depth == "16" else 8
-    affine = volumes.slice_affine(volume, settings.axis)
-    made = []
-    for row in rows:
-        planes = [change_depth(stack[row], bits) for stack in stacks]  # views, but of masks in 16 bits
-        image, placement = _fit_slice(planes, spacing, plan, settings)
-        in_space = affine @ placement.as_matrix(int(row))
-        record = {"slice": int(row), "label": label, "affine": in_space.ravel().tolist()} | placement.as_record()
-        made.append(MadeImage(image, record))
-    return tuple(made)
+    images, placement = _fit_slices(stacks, rows, spacing, plan, settings)
+    affine, about = volumes.slice_affine(volume, settings.axis), {"label": label} | placement.as_record()
+    records = (
+        {"slice": row, "affine": (affine @ placement.as_matrix(row)).ravel().tolist()} | about for row in rows.tolist()
+    )
+    return tuple(MadeImage(image, record) for image, record in zip(images, records, strict=True))
 
 
 def _slice(volume: Volume, levels: Pixels, settings: PrepareSettings) -> Pixels:
@@ -369,11 +365,15 @@ def _choose_by_lesion(scan: Scan, settings: PrepareSettings) -> tuple[int, bool]
     return int(rows[(len(rows) - 1) // 2]), False
 
 
-def _fit_slice(
-    planes: Sequence[Pixels], spacing: tuple[float, float], plan: Plan, settings: PrepareSettings
+def _fit_slices(
+    stacks: Sequence[Pixels],
+    rows: IntArray,
+    spacing: tuple[float, float],
+    plan: Plan,
+    settings: PrepareSettings,
 ) -> tuple[Pixels, Placement]:
-    """Square pixels, the common scale, then pad or crop around the middle."""
-    shape = planes[0].shape
+    """Chosen slices as images (n, C, H, W): square pixels, the common scale, then padded or cropped to the size."""
+    shape = stacks[0].shape[1:]
     size = settings.size or max(shape)
     inner = (size, size)
     if settings.fit != "stretch":
@@ -381,7 +381,16 @@ def _fit_slice(
             max(1, round(side * step / min(spacing) * plan.scale)) for side, step in zip(shape, spacing, strict=True)
         )
         inner = (height, width)
-    image = np.zeros((len(planes), size, size), planes[0].dtype)
-    for plane, channel, target in zip(planes, plan.channels, image, strict=True):
-        geometry.center_into(target, geometry.resize_plane(plane, *inner, labels=channel == MASK))
-    return image, Placement.of(shape).resized(shape, inner).centered(inner, (size, size))
+    bits = 16 if settings.depth == "16" else 8
+    # Neighbours, as chosen slices mostly are, need not be copied first.
+    run = len(rows) > 0 and rows[-1] - rows[0] + 1 == len(rows)
+    chosen = [stack[rows[0] : rows[-1] + 1] if run else stack[rows] for stack in stacks]
+    images = np.zeros((len(rows), len(stacks), size, size), np.uint16 if bits == 16 else np.uint8)
+    for target, planes, channel in zip(images.swapaxes(0, 1), chosen, plan.channels, strict=True):
+        planes = change_depth(planes, bits)
+        if inner == shape:
+            geometry.center_into(target, planes)  # all at once
+            continue
+        for place, plane in zip(target, planes, strict=True):
+            geometry.center_into(place, geometry.resize_plane(plane, *inner, labels=channel == MASK))
+    return images, Placement.of(shape).resized(shape, inner).centered(inner, (size, size))
