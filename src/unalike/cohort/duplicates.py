@@ -24,6 +24,8 @@ from unalike.records import MASK, IntArray, Pixels, TextArray
 DRAWN_PAIRS = 48
 # Gray levels (of 255) that count as black where two pictures are compared within what they show.
 DARK = 10
+# Pixels whose background is leveled at once: few enough for the cache.
+AT_ONCE = 2**20
 # What float64 may take from a correlation of 1.
 ROUNDING = 1e-12
 # Pairs whose images are read together to be confirmed.
@@ -134,14 +136,19 @@ class Background:
 
         At the mean it adds nothing to a correlation.
         """
-        height, width = pixels.shape[2:]
-        whole = (0, height, 0, width)
-        for image, row in zip(pixels, rows.tolist(), strict=True):
-            sums = self.sums[row, channels]
-            if self.masked[row]:
-                _level_zeros(image, sums)
-            elif tuple(self.frames[row]) != whole:
-                _level_padding(image, sums, *self.frames[row].tolist())
+        whole = (0, pixels.shape[2], 0, pixels.shape[3])
+        step = max(AT_ONCE // max(int(np.prod(pixels.shape[1:])), 1), 1)
+        for begin in range(0, len(rows), step):
+            images, some = pixels[begin : begin + step], rows[begin : begin + step]
+            sums = self.sums[some][:, channels]
+            if self.masked[some].all():
+                _level_zeros(images, sums)
+                continue
+            for image, own, row in zip(images, sums, some.tolist(), strict=True):
+                if self.masked[row]:
+                    _level_zeros(image[None], own[None])
+                elif tuple(self.frames[row]) != whole:
+                    _level_padding(image, own, *self.frames[row].tolist())
         return pixels
 
 
@@ -152,12 +159,12 @@ def _level_padding(image: Pixels, sums: IntArray, top: int, bottom: int, left: i
     image[:, :top], image[:, bottom:], image[:, :, :left], image[:, :, right:] = levels, levels, levels, levels
 
 
-def _level_zeros(image: Pixels, sums: IntArray) -> None:
-    """Put zeros at the mean of the other pixels of their channel."""
-    zeros = image == 0
-    lit = np.asarray([plane.size - np.count_nonzero(plane) for plane in zeros])
-    levels = np.rint(sums / np.maximum(lit, 1)).astype(image.dtype)
-    np.maximum(image, zeros.view(np.uint8) * levels[:, None, None], out=image)
+def _level_zeros(images: Pixels, sums: IntArray) -> None:
+    """Put zeros of images (n, C, H, W) at the mean of the other pixels of their channel; ``sums`` (n, C)."""
+    zeros = images == 0
+    lit = np.asarray([[plane.size - np.count_nonzero(plane) for plane in image] for image in zeros])
+    levels = np.rint(sums / np.maximum(lit, 1)).astype(images.dtype)
+    np.maximum(images, zeros.view(np.uint8) * levels[:, :, None, None], out=images)
 
 
 def find_duplicates(

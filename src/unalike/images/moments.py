@@ -11,8 +11,8 @@ from unalike.records import IntArray
 
 # 256 · 255² is below 2²⁴: float32 adds up the squares of so many 8-bit pixels without rounding.
 EXACT_SQUARES = 256
-# Pixels widened at once: few enough that they stay in the cache, many enough that threads seldom meet at the lock.
-AT_ONCE = 2**18
+# Pixels widened at once: few enough for the cache, many enough that threads seldom wait for one another.
+AT_ONCE = 2**20
 
 
 def sum_pixels(images: npt.NDArray[Any]) -> tuple[IntArray, IntArray]:
