@@ -89,7 +89,7 @@ def decompress(source: Path, workers: int) -> None:
 
 
 def prepare(source: Path, workers: int, out: Path) -> dict[str, object]:
-    shutil.rmtree(out, ignore_errors=True)
+    """Prepare into ``out``, where nothing is."""
     settings = recipe_settings("brats20", holdout=0.25, on_leak="report")
     cohort = prepare_cohort(source=source, out=out, settings=settings, key=b"benchmark", workers=workers)
     return {"images": len(cohort), "digest": cohort.header.content["content_digest"]}
@@ -103,6 +103,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def peak_of(source: Path, out: Path) -> dict[str, float]:
     """Peak resident memory in MiB of a process that prepares ``source``, and how many images it made."""
+    shutil.rmtree(out, ignore_errors=True)
     code = (
         "import json, resource, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]);"
         "from prepare import prepare; made = prepare(Path(sys.argv[2]), 2, Path(sys.argv[3]));"
@@ -125,6 +126,7 @@ def main() -> None:
     size = sum(path.stat().st_size for path in source.rglob("*.nii.gz"))
     print(f"{options.subjects} subjects, {5 * options.subjects} volumes, {size / 2**20:.0f} MiB compressed")
     out = WORK / "prepared"
+    shutil.rmtree(out, ignore_errors=True)
     prepare(source, 2, out)  # imports, page cache
     cores = sorted(os.sched_getaffinity(0))
     times: dict[str, list[float]] = {}
@@ -134,6 +136,7 @@ def main() -> None:
             os.sched_setaffinity(0, cores[:workers])
             times.setdefault(f"read {workers}", []).append(seconds(lambda w=workers: decompress(source, w)))
             made: list[dict[str, object]] = []
+            shutil.rmtree(out)
             spent = seconds(lambda w=workers, m=made: m.append(prepare(source, w, out)))
             times.setdefault(f"prepare {workers}", []).append(spent)
             digests.add(made[0]["digest"])

@@ -25,7 +25,7 @@ DRAWN_PAIRS = 48
 # Gray levels (of 255) that count as black where two pictures are compared within what they show.
 DARK = 10
 # Pixels whose background is leveled at once: few enough for the cache.
-AT_ONCE = 2**20
+AT_ONCE = 2**21
 # What float64 may take from a correlation of 1.
 ROUNDING = 1e-12
 # Pairs whose images are read together to be confirmed.

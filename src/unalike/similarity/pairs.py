@@ -29,7 +29,7 @@ import torch
 
 from unalike.engine import Progress, map_in_order
 from unalike.errors import SettingsError
-from unalike.images.moments import sum_pixels
+from unalike.images.moments import sum_squares
 from unalike.records import FloatArray, IntArray, Pixels, TextArray
 from unalike.similarity.correlation import Block, _Images, _prepare, _similarities, single_threaded_torch
 from unalike.similarity.products import Product, pick_product
@@ -207,20 +207,17 @@ class _Projector:
         self.area[:, self.halves[1] :] = 0
 
     def project(self, images: Pixels) -> _Projection:
-        """Project, a few images at a time."""
-        at_once = AT_ONCE_IN_FOURS if self.in_fours(images) else AT_ONCE
-        step = max(at_once // max(self.pixels, 1), 1)
-        steps = [self._project(images[begin : begin + step]) for begin in range(0, len(images), step)]
-        return _Projection(
-            defined=torch.cat([step.defined for step in steps]),
-            parts=tuple(torch.cat([step.parts[part] for step in steps]) for part in range(4)),
-            rest=torch.cat([step.rest for step in steps]),
-            norms=torch.cat([step.norms for step in steps]),
-        )
+        """Project; pixels are added up a few images at a time, which all else waits for: few steps, since threads wait.
 
-    def _project(self, images: Pixels) -> _Projection:
-        """All sums are of integers below 2⁵³, hence exact (Σa² of 16 bits: up to 2²¹ pixels; beyond, to 1 in 2⁵²/D)."""
-        coarse, sums, squares = self._sum_up_in_fours(images) if self.in_fours(images) else self._sum_up(images)
+        All sums are of integers below 2⁵³, hence exact (Σa² of 16 bits: up to 2²¹ pixels; beyond, to 1 in 2⁵²/D).
+        """
+        in_fours = self.in_fours(images)
+        sum_up = self._sum_up_in_fours if in_fours else self._sum_up
+        step = max((AT_ONCE_IN_FOURS if in_fours else AT_ONCE) // max(self.pixels, 1), 1)
+        steps = [sum_up(images[begin : begin + step]) for begin in range(0, len(images), step)]
+        coarse, sums, squares = (torch.cat(column) for column in zip(*steps, strict=True))
+        if in_fours:
+            coarse = self.rows[:, ::BLOCK] @ (coarse.to(torch.float64) @ self.columns[:, ::BLOCK].T)
         each = self.pixels // sums.shape[1]
         # Less the rounded mean m, Σ(a − m)² is at most twice Σ(a − ā)², so that nothing cancels below.
         middle = (sums.sum(dim=1) / self.pixels).round()[:, None]
@@ -263,12 +260,13 @@ class _Projector:
         )
 
     def _sum_up_in_fours(self, images: Pixels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The same of 8-bit images by way of their 4 × 4 blocks."""
+        """Sums of 4 × 4 blocks (n, C, H/4, W/4), Σa and Σa² (n, C) of 8-bit images."""
         count, channels, height, width = images.shape
+        squares = sum_squares(images)
         fours = _block_sums(np.ascontiguousarray(images)).add_(128 * AREA)
-        small = fours.reshape(count, channels, height // BLOCK, width // BLOCK).to(torch.float64)
-        coarse = self.rows[:, ::BLOCK] @ (small @ self.columns[:, ::BLOCK].T)
-        return coarse, small.sum(dim=(2, 3)), torch.from_numpy(sum_pixels(images)[1].astype(np.float64))
+        fours = fours.reshape(count, channels, height // BLOCK, width // BLOCK)
+        sums = fours.sum(dim=(2, 3), dtype=torch.float64)
+        return fours, sums, torch.from_numpy(squares.astype(np.float64))
 
 
 def _fold(side: int, half: int) -> torch.Tensor:
