@@ -25,7 +25,7 @@ from unalike.records import as_json
 SCHEMA = 2
 UNFINISHED = "unfinished.json"
 LOCK = ".lock"
-HEADERS = {kind: f"{kind}.json" for kind in ("cohort", "run", "samples", "audit", "demo")}
+HEADERS = {kind: f"{kind}.json" for kind in ("cohort", "run", "samples", "audit", "demo", "membership")}
 
 IMAGES = "images.zarr"
 RECORDS = "records.parquet"
@@ -47,6 +47,7 @@ REPORT = "report.html"
 CONTACT_SHEETS = "contact-sheets"
 DUPLICATES_SHEET = "duplicates.png"
 HISTOGRAM = "histogram.png"
+INDEX = "index"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,19 @@ from PIL import Image
 
 from unalike.cli import build_app, run
 
-COMMANDS = ("audit", "cohort", "demo", "inspect", "phantom", "prepare", "recipes", "report", "sample", "train")
+COMMANDS = (
+    "audit",
+    "cohort",
+    "demo",
+    "inspect",
+    "membership",
+    "phantom",
+    "prepare",
+    "recipes",
+    "report",
+    "sample",
+    "train",
+)
 
 
 @pytest.mark.parametrize("command", [*((name,) for name in COMMANDS), ("train", "diffusion"), ("train", "gaussian")])

@@ -47,12 +47,14 @@ class SearchResult:
     ``references`` (Q, k) are indices, −1 where there are fewer than k; ``similarities`` (Q, k) are in [−1, 1], NaN
     where undefined; ``mean`` (Q,) averages over all references that are not constant (to 2⁻⁴¹), NaN if not asked for.
     ``share_multiplied`` is the share of pairs that were multiplied out in full; a bound ruled out the others.
+    ``share_read`` is the share of the references' pixels that were read, above 1 where some were read twice.
     """
 
     references: IntArray
     similarities: FloatArray
     mean: FloatArray
     share_multiplied: float = 1.0
+    share_read: float = 1.0
 
     @property
     def highest(self) -> FloatArray:

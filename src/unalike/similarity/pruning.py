@@ -13,6 +13,7 @@ its best matches. The others are multiplied out in full, so the answers are thos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,7 @@ class Coarse:
     left_norm: torch.Tensor  # ‖ρ_c‖
     rest_norm: torch.Tensor  # ‖A − PA‖
     norm: torch.Tensor  # √Σ(a − ā)²
+    area: int = AREA  # pixels of a block
 
 
 def can_prune(images: Pixels, device: torch.device) -> bool:
@@ -53,36 +55,69 @@ def can_prune(images: Pixels, device: torch.device) -> bool:
 
 def coarsen(images: Pixels, sums: torch.Tensor, squares: torch.Tensor, product: Product) -> Coarse:
     """Average 8-bit images (N, C, H, W); ``sums`` and ``squares`` (N,) int64 are Σ and Σ² of their pixels − 128."""
+    return coarsen_to(images, sums, squares, product, (BLOCK,))[0]
+
+
+def coarsen_to(
+    images: Pixels, sums: torch.Tensor, squares: torch.Tensor, product: Product, sides: Sequence[int]
+) -> list[Coarse]:
+    """The same for blocks of several ``sides``, largest first, each 4 or 8 pixels; 8 needs a height of such.
+
+    All that is said above of blocks of 16 pixels holds for blocks of any ``area``.
+    """
     pixels = int(np.prod(images.shape[1:]))
-    blocks = pixels // AREA
-    means = torch.empty(len(images), blocks, dtype=torch.int8)
-    moments = torch.empty(4, len(images), dtype=torch.int64)  # Σu, Σu², Σuρ, Σρ²
-    one = torch.ones(1, blocks, dtype=torch.int8)
+    areas = [side * side for side in sides]
+    means = [torch.empty(len(images), pixels // area, dtype=torch.int8) for area in areas]
+    moments = [torch.empty(4, len(images), dtype=torch.int64) for _ in areas]
     step = max(AT_ONCE // pixels, 1)
     for begin in range(0, len(images), step):
         part = slice(begin, begin + step)
-        block_sums = _block_sums(images[part])
-        rounded = (block_sums + AREA // 2) >> BLOCK  # 2⁴ = 16
-        means[part] = rounded
-        left = block_sums.sub_(rounded, alpha=AREA).to(torch.int8)
-        # The diagonals of a small integer product are the exact sums.
-        table = product(torch.cat([means[part], left]), torch.cat([means[part], left, one]))
-        count = len(left)
-        moments[0, part] = table[:count, -1]
-        moments[1, part] = table[:count, :count].diagonal()
-        moments[2, part] = table[:count, count:-1].diagonal()
-        moments[3, part] = table[count:, count:-1].diagonal()
-    total, square, mixed, left_square = moments.to(torch.float64)
-    image_sums, image_squares = sums.to(torch.float64), squares.to(torch.float64)
-    # Σρ = ΣA − 16·Σu and ‖PA‖² = ΣS²/16
+        smallest = _block_sums(images[part])
+        for side, area, mean, moment in zip(sides, areas, means, moments, strict=True):
+            block_sums = _join_blocks(smallest, images.shape, side // BLOCK)
+            mean[part], moment[:, part] = _round_means(block_sums, area, product)
+    return [
+        _measure(mean, moment.to(torch.float64), sums.to(torch.float64), squares.to(torch.float64), area)
+        for mean, moment, area in zip(means, moments, areas, strict=True)
+    ]
+
+
+def _join_blocks(block_sums: torch.Tensor, shape: tuple[int, ...], factor: int) -> torch.Tensor:
+    """Sums (N, D/16) over 4 × 4 blocks to sums over ``factor`` × ``factor`` of them."""
+    if factor == 1:
+        return block_sums
+    _, channels, height, width = shape
+    rows, columns = height // BLOCK // factor, width // BLOCK // factor
+    return block_sums.view(-1, channels, rows, factor, columns, factor).sum(dim=(3, 5), dtype=torch.int32).flatten(1)
+
+
+def _round_means(block_sums: torch.Tensor, area: int, product: Product) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means u (N, n) int8 of block sums S (overwritten), and Σu, Σu², Σuρ, Σρ² (4, N) int64."""
+    rounded = (block_sums + area // 2) >> (area.bit_length() - 1)
+    means, left = rounded.to(torch.int8), block_sums.sub_(rounded, alpha=area).to(torch.int8)
+    # The diagonals of a small integer product are the exact sums.
+    one = torch.ones(1, means.shape[1], dtype=torch.int8)
+    table = product(torch.cat([means, left]), torch.cat([means, left, one]))
+    count = len(left)
+    diagonals = [table[:count, :count], table[:count, count:-1], table[count:, count:-1]]
+    return means, torch.stack([table[:count, -1], *(diagonal.diagonal() for diagonal in diagonals)])
+
+
+def _measure(
+    means: torch.Tensor, moments: torch.Tensor, image_sums: torch.Tensor, image_squares: torch.Tensor, area: int
+) -> Coarse:
+    """Norms from exact moments, all float64."""
+    total, square, mixed, left_square = moments
+    blocks = means.shape[1]
+    # Σρ = ΣA − area·Σu and ‖PA‖² = ΣS²/area
     squared_norms = [
         square - total**2 / blocks,
-        left_square - (image_sums - AREA * total) ** 2 / blocks,
-        image_squares - (AREA * square + 2 * mixed + left_square / AREA),
-        image_squares - image_sums**2 / pixels,
+        left_square - (image_sums - area * total) ** 2 / blocks,
+        image_squares - (area * square + 2 * mixed + left_square / area),
+        image_squares - image_sums**2 / (area * blocks),
     ]
-    norms = [norm.clamp_(min=0).sqrt_() for norm in squared_norms]
-    return Coarse(means, total * (BLOCK / blocks**0.5), *norms)
+    coarse_norm, left_norm, rest_norm, norm = (norm.clamp_(min=0).sqrt_() for norm in squared_norms)
+    return Coarse(means, total * (area / blocks) ** 0.5, coarse_norm, left_norm, rest_norm, norm, area)
 
 
 def _block_sums(images: Pixels) -> torch.Tensor:
@@ -102,10 +137,10 @@ def _block_sums(images: Pixels) -> torch.Tensor:
 
 def bound_covariances(a: Coarse, b: Coarse, product: Product) -> torch.Tensor:
     """Upper bounds (N, M) float64 of Σ(a − ā)(b − b̄)."""
-    left = [-a.mean, a.coarse_norm, a.left_norm, a.left_norm / AREA, a.rest_norm]
+    left = [-a.mean, a.coarse_norm, a.left_norm, a.left_norm / a.area, a.rest_norm]
     right = [b.mean, b.left_norm, b.coarse_norm, b.left_norm, b.rest_norm]
     # What rounding may do to any of the terms, or to the norms that the bound is held against.
     left.append(ROUNDING * torch.stack([*left, a.norm]).norm(dim=0))
     right.append(torch.stack([*right, b.norm]).norm(dim=0))
     products = product(a.means, b.means).to(torch.float64)
-    return products.addmm_(torch.stack(left, dim=1), torch.stack(right), beta=AREA)
+    return products.addmm_(torch.stack(left, dim=1), torch.stack(right), beta=a.area)

@@ -1,0 +1,1 @@
+"""Learned spaces in which copies stay near although pixels changed: ``autoencoder`` and ``contrastive``."""
