@@ -2,104 +2,103 @@
 
 Training images with a known change (planted copies) and holdout images of other patients with the same change
 (sham copies) are asked the question that the synthetic images are asked. The first give the sensitivity to each
-kind of copy, the second the false alarms that the change alone causes. Caught means: closer to train than every
-unchanged image of the (other) holdout subjects, the strictest that the holdout can certify.
+kind of copy, the second the false alarms that the change alone causes. Caught means: a p-value of at most
+`CAUGHT_AT`, or, where so few holdout subjects allow none that small, the smallest there is.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from PIL import Image
-from scipy import ndimage
 
-from unalike.audit.search import Comparison, reference_blocks, watch_blocks
+from unalike.audit.calibrate import p_values_of
+from unalike.audit.changes import CHANGES, change_images
+from unalike.audit.evidence import Evidence, Examiner
 from unalike.audit.sets import ImageSet
 from unalike.engine import show_progress
-from unalike.records import Estimate, FloatArray, IntArray, Pixels, TextArray
+from unalike.records import Estimate, FloatArray, IntArray, TextArray
 from unalike.seeds import generator_for
-from unalike.similarity.correlation import find_matches
+from unalike.stats.conformal import smallest_p_value, subject_p_values
 from unalike.stats.intervals import estimate_share
 
-# Works on one image (C, H, W) as float64 in units of 0–255, channels changed alike.
-Change = Callable[[Pixels, np.random.Generator], Pixels]
+CAUGHT_AT = 0.01
 
 
 @dataclass(frozen=True)
 class PowerRow:
-    """Share of planted copies caught, and of equally changed holdout images falsely caught."""
+    """Share of planted copies caught, and of equally changed holdout images falsely caught.
+
+    ``by_measure`` is the share of planted copies that each measure alone would catch.
+    """
 
     change: str
     planted: Estimate
     sham: Estimate
-
-
-def _jpeg(image: Pixels, _: np.random.Generator) -> Pixels:
-    planes = []
-    for plane in image:
-        stream = io.BytesIO()
-        Image.fromarray(np.rint(np.clip(plane, 0, 255)).astype(np.uint8)).save(stream, "JPEG", quality=50)
-        planes.append(np.asarray(Image.open(stream), dtype=np.float64))
-    return np.stack(planes)
-
-
-CHANGES: dict[str, Change] = {
-    "none": lambda image, _: image,
-    "noise, sd 5 of 255": lambda image, random: image + random.normal(0, 5, image.shape),
-    "noise, sd 15 of 255": lambda image, random: image + random.normal(0, 15, image.shape),
-    "blur, sd 1 pixel": lambda image, _: ndimage.gaussian_filter(image, (0, 1, 1), mode="nearest"),
-    "gamma 0.7": lambda image, _: 255 * (image / 255) ** 0.7,
-    "JPEG, quality 50": _jpeg,
-    "shift, 1 pixel": lambda image, _: ndimage.shift(image, (0, 0, 1), order=1, mode="nearest"),
-    "turn, 3 degrees": lambda image, _: ndimage.rotate(image, 3, axes=(1, 2), reshape=False, order=1, mode="nearest"),
-    "mirror image": lambda image, _: image[:, :, ::-1],
-}
+    by_measure: Mapping[str, float]
 
 
 def measure_power(
-    *,
-    train: ImageSet,
-    holdout: Comparison,
-    count: int,
-    channels: Sequence[int],
-    seed: int,
-    device: torch.device,
+    *, examiner: Examiner, holdout: ImageSet, evidence: Evidence, count: int, seed: int
 ) -> list[PowerRow]:
     """Plant ``count`` copies of each kind (from as many subjects, where there are) and count those caught.
 
-    ``holdout`` is the comparison of the holdout with train. A sham copy is held against the *other* holdout
-    subjects only, as a new patient would be. All kinds go through one pass over the train images.
+    ``evidence`` is that of the unchanged images of ``holdout``. A sham copy is held against the *other* holdout
+    subjects only, as a new patient would be.
     """
-    chosen = [pick_one_per_subject(images, count, seed) for images in (train, holdout.queries)]
-    originals = [
-        images.folder.read(images.rows[rows]) for images, rows in zip((train, holdout.queries), chosen, strict=True)
+    train, subjects = examiner.train, holdout.subjects
+    chosen = [pick_one_per_subject(images, count, seed) for images in (train, holdout)]
+    originals = [images.folder.read(images.rows[rows]) for images, rows in zip((train, holdout), chosen, strict=True)]
+    rows = []
+    with show_progress("Measuring power", total=len(CHANGES), unit="changes") as progress:
+        for change in CHANGES:
+            planted, sham = (examiner.examine([change_images(images, change, seed)]) for images in originals)
+            rows.append(_count(change, planted, sham, evidence, subjects, subjects[chosen[1]]))
+            progress.advance(text=change)
+    return rows
+
+
+def _count(
+    change: str, planted: Evidence, sham: Evidence, holdout: Evidence, subjects: TextArray, owners: TextArray
+) -> PowerRow:
+    number = len(np.unique(subjects))
+    found = p_values_of(planted, holdout=holdout, subjects=subjects)
+    alone = [
+        subject_p_values(own, holdout=held, subjects=subjects)
+        for own, held in zip(planted.scores, holdout.scores, strict=True)
     ]
-    limits = highest_of_others(holdout.highest, holdout.queries.subjects)
-    thresholds = [np.full(len(chosen[0]), limits.max()), limits[chosen[1]]]
-    queries = [change_images(images, change, seed) for images in originals for change in CHANGES]
-    with show_progress("Measuring power", total=len(train), unit="images") as progress:
-        found = find_matches(
-            queries=np.concatenate(queries),
-            references=watch_blocks(reference_blocks(train), progress),
-            channels=channels,
-            mean=False,
-            device=device,
-        )
-    highest = np.split(found.highest, np.cumsum([len(batch) for batch in queries])[:-1])
-    planted, sham = (
-        [_share_above(values, threshold) for values in part]
-        for part, threshold in zip((highest[: len(CHANGES)], highest[len(CHANGES) :]), thresholds, strict=True)
+    names = [measure.name for measure in planted.measures]
+    shares = [float(caught(values, number).mean()) if len(values) else float("nan") for values in alone]
+    return PowerRow(
+        change=change,
+        planted=_share(caught(found, number)),
+        sham=_share(caught(p_values_against_others(sham, owners, holdout, subjects), number - 1)),
+        by_measure=dict(zip(names, shares, strict=True)),
     )
-    return [PowerRow(*row) for row in zip(CHANGES, planted, sham, strict=True)]
 
 
-def _share_above(values: FloatArray, threshold: FloatArray) -> Estimate:
+def p_values_against_others(
+    evidence: Evidence, owners: TextArray, holdout: Evidence, subjects: TextArray
+) -> FloatArray:
+    """P-values (n,) of images of holdout subjects ``owners`` (n,), each by the other subjects' images."""
+    p_values = np.ones(len(owners))
+    for owner in np.unique(owners):
+        own, others = np.flatnonzero(owners == owner), np.flatnonzero(subjects != owner)
+        p_values[own] = p_values_of(evidence.part(own), holdout=holdout.part(others), subjects=subjects[others])
+    return p_values
+
+
+def caught(p_values: FloatArray, subjects: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Whether p-values by so many holdout subjects count as caught; NaN does not, nor anything without subjects."""
+    limit = max(CAUGHT_AT, smallest_p_value(subjects)) * (1 + 1e-9)
     with np.errstate(invalid="ignore"):
-        return estimate_share(int((values > threshold).sum()), len(values))
+        found: np.ndarray[tuple[int], np.dtype[np.bool_]] = (p_values <= limit) & (subjects > 0)
+    return found
+
+
+def _share(found: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Estimate:
+    return estimate_share(int(found.sum()), len(found))
 
 
 def pick_one_per_subject(images: ImageSet, count: int, seed: int) -> IntArray:
@@ -110,25 +109,3 @@ def pick_one_per_subject(images: ImageSet, count: int, seed: int) -> IntArray:
     rest = shuffled[~np.isin(shuffled, spread)]
     chosen: IntArray = np.concatenate([spread, rest])[:count].astype(np.int64)
     return chosen
-
-
-def highest_of_others(highest: FloatArray, subjects: TextArray) -> FloatArray:
-    """For each holdout image (m,), the highest similarity among the other subjects' images."""
-    known = np.where(np.isfinite(highest), highest, -np.inf)
-    names, index = np.unique(subjects, return_inverse=True)
-    tops = np.full(len(names), -np.inf)
-    np.maximum.at(tops, index, known)
-    order = np.sort(tops)
-    second = order[-2] if len(order) > 1 else -np.inf
-    return np.where(tops[index] == order[-1], second, order[-1])
-
-
-def change_images(images: Pixels, change: str, seed: int) -> Pixels:
-    """Apply one of `CHANGES` to images (n, C, H, W) of 8 or 16 bits; the depth stays."""
-    unit = np.iinfo(images.dtype).max / 255
-    changed = np.empty_like(images)
-    for index, image in enumerate(images):
-        random = generator_for(seed, change, index)
-        result = CHANGES[change](image / unit, random) * unit
-        changed[index] = np.rint(np.clip(result, 0, np.iinfo(images.dtype).max))
-    return changed

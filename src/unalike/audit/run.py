@@ -16,11 +16,14 @@ import torch
 from unalike import folders
 from unalike.audit import calibrate as calibration_room
 from unalike.audit.calibrate import Calibration
-from unalike.audit.exposure import ExposedSubject, count_exposure
+from unalike.audit.evidence import Evidence, Examiner, Measure, pose_names
+from unalike.audit.exposure import ExposedSubject, count_exposure, find_culprits
 from unalike.audit.power import PowerRow, measure_power
+from unalike.audit.rerank import measure_again
 from unalike.audit.search import Comparison, compare_sets
 from unalike.audit.sets import ImageSet, Roles, choose_channels, open_roles
 from unalike.audit.settings import AuditSettings
+from unalike.audit.statistics import whole_set_estimates
 from unalike.audit.verdict import Verdict, reach_verdict
 from unalike.devices import pick_device
 from unalike.errors import SettingsError
@@ -40,6 +43,7 @@ class AuditResult:
     calibration: Mapping[str, Any]
     estimates: Mapping[str, Any]
     power: tuple[PowerRow, ...]
+    measures: tuple[Measure, ...]
     flagged: int
     beyond_holdout: int
     exposed_subjects: int
@@ -85,25 +89,26 @@ def _audit(roles: Roles, out: Path, settings: AuditSettings, name: str, seed: in
     comparisons = _compare(roles, settings, channels, device)
     copied = comparisons["synthetic-train"]
     held = comparisons.get("holdout-train")
+    examiner = Examiner(roles.train, channels=channels, settings=settings, seed=seed, device=device)
+    evidence = examiner.examine_set(roles.synthetic, "Examining synthetic images")
+    against = examiner.examine_set(roles.holdout, "Examining holdout images")
     calibration = calibration_room.calibrate(
-        copied.highest,
+        evidence,
         identical=np.isin(roles.synthetic.digests, roles.train.digests),
-        holdout=held.highest if held else np.empty(0),
+        holdout=against,
         subjects=roles.holdout.subjects,
+        highest_holdout=float(np.nanmax(held.highest, initial=-1.0)) if held else math.nan,
         level=settings.level,
     )
     power: list[PowerRow] = []
     if held and settings.planted:
         power = measure_power(
-            train=roles.train,
-            holdout=held,
-            count=settings.planted,
-            channels=channels,
-            seed=seed,
-            device=device,
+            examiner=examiner, holdout=roles.holdout, evidence=against, count=settings.planted, seed=seed
         )
-    exposed = count_exposure(copied, calibration.flagged)
+    culprits = find_culprits(calibration, evidence, copied)
+    exposed = count_exposure(culprits, copied, calibration.flagged)
     undefined = int(np.isnan(copied.highest).sum())
+    estimates = _estimate(comparisons, calibration, exposed, seed)
     result = AuditResult(
         path=out,
         name=name,
@@ -115,14 +120,28 @@ def _audit(roles: Roles, out: Path, settings: AuditSettings, name: str, seed: in
         ),
         counts=_count(roles, undefined),
         calibration=calibration.summary(),
-        estimates=_estimate(comparisons, calibration, exposed, seed),
+        estimates=estimates
+        | whole_set_estimates(roles, comparisons, calibration, power, exposed, channels, seed, device),
         power=tuple(power),
+        measures=tuple(evidence.measures),
         flagged=int(calibration.flagged.sum()),
         beyond_holdout=int(calibration.beyond.sum()),
         exposed_subjects=len(exposed),
     )
-    _write(result, roles, comparisons, calibration, exposed, channels, settings, seed)
+    found = _Found(comparisons, calibration, evidence, culprits, exposed)
+    _write(result, roles, found, channels, settings, seed, device)
     return result
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is written to tables."""
+
+    comparisons: Mapping[str, Comparison]
+    calibration: Calibration
+    evidence: Evidence
+    culprits: IntArray
+    exposed: list[ExposedSubject]
 
 
 def _compare(roles: Roles, settings: AuditSettings, channels: list[int], device: torch.device) -> dict[str, Comparison]:
@@ -205,20 +224,25 @@ def _estimate(
 def _write(
     result: AuditResult,
     roles: Roles,
-    comparisons: Mapping[str, Comparison],
-    calibration: Calibration,
-    exposed: list[ExposedSubject],
+    found: _Found,
     channels: list[int],
     settings: AuditSettings,
     seed: int,
+    device: torch.device,
 ) -> None:
     out, folder = result.path, roles.train.folder
-    pq.write_table(pa.concat_tables(_match_tables(comparisons)), out / folders.MATCHES)
-    pq.write_table(_query_table(comparisons["synthetic-train"], calibration), out / folders.QUERIES)
-    fields = {name: [getattr(entry, name) for entry in exposed] for name in ExposedSubject.__dataclass_fields__}
+    copied = found.comparisons["synthetic-train"]
+    matches = pa.concat_tables(_match_tables(found.comparisons))
+    pq.write_table(matches, out / folders.MATCHES)
+    pq.write_table(_query_table(copied, found), out / folders.QUERIES)
+    fields = {name: [getattr(entry, name) for entry in found.exposed] for name in ExposedSubject.__dataclass_fields__}
     pq.write_table(pa.table(fields), out / folders.EXPOSURE)
-    evidence = _gather_evidence(comparisons["synthetic-train"], calibration, settings.pairs)
-    np.savez_compressed(out / folders.EVIDENCE, **evidence)
+    written = [folders.MATCHES, folders.QUERIES, folders.EXPOSURE, folders.EVIDENCE]
+    if settings.rerank:
+        pq.write_table(measure_again(copied, settings, channels, device), out / folders.RERANKED)
+        written.append(folders.RERANKED)
+    pairs = _gather_evidence(copied, found, settings.pairs)
+    np.savez_compressed(out / folders.EVIDENCE, **pairs)
     summary = as_json(result)
     summary.pop("path")
     content = summary | {
@@ -230,10 +254,7 @@ def _write(
             "width": folder.size[1],
             "dtype": folder.dtype.name,
         },
-        "tables": {
-            name: folders.digest_file(out / name)
-            for name in (folders.MATCHES, folders.QUERIES, folders.EXPOSURE, folders.EVIDENCE)
-        },
+        "tables": {name: folders.digest_file(out / name) for name in written},
     }
     folders.finish_folder(out, kind="audit", settings=asdict(settings), seed=seed, inputs=roles.inputs, content=content)
 
@@ -264,8 +285,11 @@ def _match_tables(comparisons: Mapping[str, Comparison]) -> list[pa.Table]:
     return tables
 
 
-def _query_table(copied: Comparison, calibration: Calibration) -> pa.Table:
-    queries = copied.queries
+def _query_table(copied: Comparison, found: _Found) -> pa.Table:
+    queries, calibration, evidence = copied.queries, found.calibration, found.evidence
+    owners = np.append(copied.references.folder.column("subject"), "")
+    names = [measure.name for measure in evidence.measures]
+    poses = pose_names(evidence)
     return pa.table(
         {
             "query": queries.rows.astype(np.int32),
@@ -276,15 +300,23 @@ def _query_table(copied: Comparison, calibration: Calibration) -> pa.Table:
             "q_value": calibration.q_values,
             "flagged": calibration.flagged,
             "beyond_holdout": calibration.beyond,
+            "measure": [names[index] if index >= 0 else "" for index in calibration.spoke],
+            "reference": found.culprits.astype(np.int32),
+            "reference_subject": owners[found.culprits].tolist(),
+            "pose": [poses[index][place] if index >= 0 else "" for place, index in enumerate(calibration.spoke)],
         }
+        | {f"score_{name}": scores for name, scores in zip(names, evidence.scores, strict=True)}
+        | {f"p_{name}": values for name, values in zip(names, calibration.by_measure, strict=True)}
     )
 
 
-def _gather_evidence(copied: Comparison, calibration: Calibration, pairs: int) -> dict[str, Any]:
-    """Pictures of the closest pairs, and the slices before and after the matched one in its volume."""
-    order = np.argsort(-np.nan_to_num(copied.highest, nan=-2.0), kind="stable")[:pairs]
+def _gather_evidence(copied: Comparison, found: _Found, pairs: int) -> dict[str, Any]:
+    """Pictures of the pairs that speak most for a copy, and the slices before and after the matched one."""
+    calibration, highest = found.calibration, np.nan_to_num(copied.highest, nan=-2.0)
+    p_values = np.nan_to_num(calibration.p_values, nan=2.0)
+    order = np.lexsort((-highest, p_values, ~calibration.flagged))[:pairs]
     order = order[np.isfinite(copied.highest[order])]
-    matched = copied.best_rows[order, 0]
+    matched = found.culprits[order]
     folder = copied.references.folder
     neighbours = _neighbours(copied.references, matched)
     return {

@@ -47,8 +47,9 @@ def compare_sets(
     channels: Sequence[int],
     device: torch.device,
     title: str,
+    mean: bool = True,
 ) -> Comparison:
-    """Find the ``best`` references of every query."""
+    """Find the ``best`` references of every query, and unless told otherwise its ``mean`` similarity with all."""
     folder = queries.folder
     image_bytes = int(np.prod(folder.images.shape[1:])) * folder.dtype.itemsize
     group = max(1, QUERY_BYTES // image_bytes)
@@ -63,6 +64,7 @@ def compare_sets(
                     references=blocks,
                     best=best,
                     channels=channels,
+                    mean=mean,
                     device=device,
                 )
             )

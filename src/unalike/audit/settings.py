@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from unalike.errors import SettingsError
 from unalike.images.geometry import Fit
@@ -28,6 +29,19 @@ class AuditSettings:
     planted: int = 64
     """Planted copies per kind of change, from as many subjects, to measure the power; 0 leaves it unmeasured."""
 
+    learned: tuple[Literal["autoencoder", "contrastive"], ...] = ()
+    """Spaces to learn from the train images (about 2 minutes each on two cores, kept beside the cohort) and count as
+    evidence: autoencoder, contrastive."""
+
+    local: bool = False
+    """Look for patches as well, so that a lesion copied into another patient's image is found."""
+
+    rerank: tuple[Literal["ssim", "mutual-information", "normalized-mutual-information"], ...] = ()
+    """Measure the best matches in these ways too: ssim, mutual-information, normalized-mutual-information."""
+
+    exhaustive: bool = False
+    """With --rerank: look for the best match of each measure among all train images, not among the best only."""
+
     subject_pattern: str | None = None
     """Plain folders: regular expression over the path whose first group (or whole match) names the patient."""
 
@@ -40,11 +54,19 @@ class AuditSettings:
     color: Color = "auto"
     """Plain folders: keep gray or colour as they are, or turn all into gray or rgb."""
 
+    @property
+    def extra_measures(self) -> tuple[str, ...]:
+        """Names of the measures beyond the default ones, in order."""
+        learned = tuple(name for name in ("autoencoder", "contrastive") if name in self.learned)
+        return learned + (("local",) if self.local else ())
+
     def check(self) -> None:
         """Raise `SettingsError` for a value that makes no sense."""
         if not 0 < self.level < 1:
             raise SettingsError(f"--level {self.level}: give a rate between 0 and 1, such as 0.05.")
         if self.best < 1:
             raise SettingsError(f"--best {self.best}: give 1 or more.")
+        if self.exhaustive and not self.rerank:
+            raise SettingsError("--exhaustive says how --rerank searches. Name a measure, such as --rerank ssim.")
         if self.pairs < 0 or self.planted < 0:
             raise SettingsError("--pairs and --planted cannot be negative.")

@@ -13,7 +13,7 @@ from unalike.audit.power import PowerRow
 
 Decision = Literal["copies found", "no copies found", "cannot tell"]
 
-# The kinds of copy that whole-image correlation must catch before "no copies found" may be said.
+# The kinds of copy that must be caught before "no copies found" may be said.
 PLAIN_COPIES = ("none", "noise, sd 5 of 255")
 LEAST_POWER = 0.8
 # A change that alone makes so many innocent images look copied is worth a warning.
@@ -77,22 +77,22 @@ def _decide(calibration: Calibration, exposed_subjects: int, power: Sequence[Pow
     beyond = int(calibration.beyond.sum())
     if beyond and not calibration.certifies_single_image:
         chance = calibration.chance_beyond
-        explained = f"more than chance explains (p = {chance:.2g})" if chance <= level else "as chance may do"
+        explained = f"more than chance explains (p ≤ {chance:.2g})" if chance <= level else "as chance may do"
         return "cannot tell", (
-            f"{beyond} of {total} images come closer to train than every holdout image, {explained}, and "
+            f"{beyond} of {total} images stand out more than every holdout image, {explained}, and "
             f"{count_of(subjects, 'holdout subject')} cannot certify which are copies. Look at the pairs."
         )
-    weakest = _weakest(power)
+    weakest = weakest_plain_copy(power)
     if weakest is None:
         return "cannot tell", "Nothing was flagged, but the power was not measured."
     if weakest.planted.value < LEAST_POWER:
         return "cannot tell", (
             f"Nothing was flagged, but only {weakest.planted.value:.0%} of planted copies "
-            f"(change: {weakest.change}) would have been closer to train than every holdout image."
+            f"(change: {weakest.change}) would have been caught."
         )
     return "no copies found", (
         f"None of {total} synthetic images is flagged; at least {weakest.planted.low:.0%} of copies with slight noise "
-        "would have come closer to train than every holdout image."
+        "would have been caught."
     )
 
 
@@ -127,9 +127,8 @@ def _rule(calibration: Calibration) -> list[str]:
 def _beyond(calibration: Calibration) -> str:
     defined = _count_defined(calibration)
     return (
-        f"{int(calibration.beyond.sum())} of {defined} images are closer to a training image than every holdout "
-        f"image is (correlation above {calibration.highest_holdout:.3f}); about "
-        f"{defined * calibration.smallest_p:.1f} would be by chance."
+        f"{int(calibration.beyond.sum())} of {defined} images stand out as one training patient's more than every "
+        f"holdout image does; at most {defined * calibration.smallest_p:.1f} would on average by chance."
     )
 
 
@@ -144,12 +143,13 @@ def _too_few(calibration: Calibration) -> list[str]:
     )
     return [
         f"{count_of(subjects, 'holdout subject')} cannot certify a single copy among {total} images: {least}; "
-        f"{calibration.subjects_needed} holdout subjects would do for one. Images closer than every holdout image "
-        "are listed as well."
+        f"{calibration.subjects_needed} holdout subjects would do for one. Images that stand out more than every "
+        "holdout image are listed as well."
     ]
 
 
-def _weakest(power: Sequence[PowerRow]) -> PowerRow | None:
+def weakest_plain_copy(power: Sequence[PowerRow]) -> PowerRow | None:
+    """The kind of plain copy (`PLAIN_COPIES`) of which fewest were caught; None if the power was not measured."""
     rows = [row for row in power if row.change in PLAIN_COPIES]
     return min(rows, key=lambda row: row.planted.value) if rows else None
 
@@ -158,7 +158,7 @@ def _power(power: Sequence[PowerRow]) -> str:
     if not power:
         return "The power was not measured, so an absence of flags means little."
     caught = "; ".join(f"{row.change}: {row.planted.value:.0%}" for row in power)
-    return f"Planted copies that are closer to train than every holdout image, by what was changed: {caught}."
+    return f"Planted copies that would have been caught, by what was changed: {caught}."
 
 
 def _blind(power: Sequence[PowerRow]) -> list[str]:

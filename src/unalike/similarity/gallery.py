@@ -81,10 +81,6 @@ class Resemblance:
     references: IntArray
     poses: IntArray
 
-    def part(self, chosen: IntArray) -> Resemblance:
-        """Some of the queries."""
-        return Resemblance(self.scores[:, chosen], self.references[:, chosen], self.poses[:, chosen])
-
 
 @dataclass(frozen=True)
 class _Candidates:
@@ -98,7 +94,10 @@ class Gallery:
     """The training images in all views, to hold any number of queries against."""
 
     def __init__(self, images: Pixels, subjects: TextArray) -> None:
-        """Fit the views on ``images`` (N, C, H, W), whose subjects (N,) are named, and look at all of them."""
+        """Fit the views on ``images`` (N, C, H, W), whose subjects (N,) are named, and look at all of them.
+
+        Images that `shrink` has made small already are taken as they are, so a large set can come block by block.
+        """
         small = torch.from_numpy(shrink(images))
         _, owners = np.unique(subjects, return_inverse=True)
         self.small = small
@@ -110,7 +109,7 @@ class Gallery:
         self.whole = Equalizer.of(height, width)
         spread = np.unique(np.linspace(0, max(len(small) - 1, 0), FITTED).astype(np.int64))
         self.views = Views.fit(self._inner(small[torch.from_numpy(spread)].to(torch.float32)))
-        looked = [self._look(part.to(torch.float32)) for part in small.split(1024)]
+        looked = [self._look(part.to(torch.float32)) for part in torch.split(small, 1024)]
         self.tables = [torch.cat(parts) for parts in zip(*looked, strict=True)]
 
     def _inner(self, images: torch.Tensor, down: int = 0, across: int = 0) -> torch.Tensor:
@@ -127,7 +126,7 @@ class Gallery:
     def resemble(self, queries: Pixels) -> Resemblance:
         """Hold queries (n, C, H, W) of the training images' geometry against all of them."""
         small = torch.from_numpy(shrink(queries))
-        parts = [self._resemble(part) for part in small.split(QUERIES)] if len(small) else []
+        parts = [self._resemble(part) for part in torch.split(small, QUERIES)] if len(small) else []
         if not parts:
             nothing = np.empty((len(VIEWS), 0))
             return Resemblance(nothing, nothing.astype(np.int64), nothing.astype(np.int64))
@@ -143,7 +142,7 @@ class Gallery:
         scores, references, poses = [], [], []
         for name in VIEWS:
             best = similarities[name].argmax(dim=1, keepdim=True)
-            score = _SCORES[name](_by_subject(similarities[name], owners))
+            score = _SCORES[name](rank_subjects(similarities[name], owners))
             scores.append(np.where(constant, np.nan, np.round(score.numpy(), DECIMALS)))
             references.append(np.where(constant, -1, candidates.images.gather(1, best)[:, 0].numpy()))
             poses.append(np.where(constant, 0, candidates.poses.gather(1, best)[:, 0].numpy()))
@@ -160,7 +159,7 @@ class Gallery:
             highest = torch.full((count, len(table)), -2.0)
             pose = torch.zeros(count, len(table), dtype=torch.int8)
             for vectors in looks:
-                for index, own in enumerate(vectors.unflatten(0, (count, number)).unbind(dim=1)):
+                for index, own in enumerate(vectors.view(count, number, -1).unbind(dim=1)):
                     found = own @ table.T
                     pose.masked_fill_(found > highest, index)
                     highest = torch.maximum(highest, found)
@@ -186,20 +185,20 @@ class Gallery:
         count, number = candidates.images.shape
         poses = posed.shape[1]
         # Only the poses in which something was found, each once.
-        used, own = (torch.arange(count)[:, None] * poses + candidates.poses).flatten().unique(return_inverse=True)
+        used, own = _distinct((torch.arange(count)[:, None] * poses + candidates.poses).flatten())
         turned = torch.stack([_turn(posed.flatten(0, 1)[used], turn) for turn in TURNS], dim=1)  # (m, turns, C, h, w)
-        equal = self._equalize(turned.flatten(0, 1)).unflatten(0, turned.shape[:2])
-        images, place = candidates.images.unique(return_inverse=True)
+        equal = self._equalize(turned.flatten(0, 1)).view(turned.shape)
+        images, place = _distinct(candidates.images)
         references = self.small[images].to(torch.float32)
         level = self._equalize(references)
         aligned = [
             self._align(equal[query], level[reference])
-            for query, reference in zip(own.split(PAIRS), place.flatten().split(PAIRS), strict=True)
+            for query, reference in zip(torch.split(own, PAIRS), torch.split(place.flatten(), PAIRS), strict=True)
         ]
         turn, down, across = (torch.cat(column) for column in zip(*aligned, strict=True))
         seen = self._look_once(turned.flatten(0, 1), own * len(TURNS) + turn, None)
         other = self._look_once(references, place.flatten(), (down, across))
-        return {name: torch.linalg.vecdot(seen[name], other[name]).unflatten(0, (count, number)) for name in VIEWS}
+        return {name: torch.linalg.vecdot(seen[name], other[name]).view(count, number) for name in VIEWS}
 
     def _look_once(
         self, images: torch.Tensor, chosen: torch.Tensor, shift: tuple[torch.Tensor, torch.Tensor] | None
@@ -207,7 +206,7 @@ class Gallery:
         """Views of the windows of ``chosen`` images, each at its shift; what occurs twice is looked at once."""
         edge, shifts = self.reach, 2 * self.reach + 1
         place = chosen * shifts**2 + (shift[0] * shifts + shift[1] if shift else edge * shifts + edge)
-        different, back = place.unique(return_inverse=True)
+        different, back = _distinct(place)
         windows = images.unfold(2, images.shape[2] - 2 * edge, 1).unfold(3, images.shape[3] - 2 * edge, 1)
         which = different // shifts**2, different // shifts % shifts, different % shifts
         found = self.views.look(windows[which[0], :, which[1], which[2]])
@@ -222,7 +221,7 @@ class Gallery:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Turn, and shift down and across, (m,), at which queries (m, turns, C, h, w) and references (m, C, h, w)
         correlate best; shifts count from −``reach`` as 0."""
-        pairs, turns, _, height, _ = queries.shape
+        turns, height = queries.shape[1], queries.shape[3]
         edge, shifts = self.reach, 2 * self.reach + 1
         inner = self._inner(queries)
         inner = inner - inner.mean(dim=(2, 3, 4), keepdim=True)  # which centres the products as well
@@ -232,7 +231,7 @@ class Gallery:
         ).flatten(3)
         tall = height - 2 * edge
         rows = torch.stack([references[:, :, dy : dy + tall].flatten(1) for dy in range(shifts)], dim=1)
-        products = (wide.flatten(1, 2) @ rows.mT).unflatten(1, (turns, shifts)).transpose(2, 3)
+        products = (wide.flatten(1, 2) @ rows.mT).view(-1, turns, shifts, shifts).transpose(2, 3)
         spread = self._spread(references)
         correlation = products / (inner.flatten(2).norm(dim=2)[:, :, None, None] * spread[:, None]).clamp(min=1e-6)
         place = correlation.flatten(1).argmax(dim=1)
@@ -250,11 +249,17 @@ class Gallery:
         return (variance.clamp(min=0) * channels * height * width).sqrt()
 
 
+def _distinct(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Different values, and the place among them of each."""
+    different, place = np.unique(values.numpy(), return_inverse=True)
+    return torch.from_numpy(different), torch.from_numpy(place).view(values.shape)
+
+
 def _best_images(similarities: torch.Tensor) -> torch.Tensor:
     return similarities.topk(min(IMAGES, similarities.shape[1]), dim=1).indices
 
 
-def _by_subject(values: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
+def rank_subjects(values: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
     """artanh of the highest similarity with each different subject, falling, (n, `OTHERS` + 1) float64, of (n, k).
 
     Where there are fewer subjects the last one counts again; with one alone, the others count as 0.
@@ -269,7 +274,7 @@ def _by_subject(values: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
     return torch.atanh(chosen.clamp(-1 + 1e-6, 1 - 1e-6)) * ((known > 1) | (place == 0))
 
 
-def _distance_above(ranked: torch.Tensor) -> torch.Tensor:
+def distance_above(ranked: torch.Tensor) -> torch.Tensor:
     """How far above the fifth other subject the best one is."""
     return ranked[:, 0] - ranked[:, OTHERS]
 
@@ -280,7 +285,7 @@ def _times_above(ranked: torch.Tensor) -> torch.Tensor:
 
 
 # Which of the two found more planted copies in which view (docs/evidence.md).
-_SCORES = {RAW: _distance_above, WHITENED: _times_above, EQUALIZED: _distance_above}
+_SCORES = {RAW: distance_above, WHITENED: _times_above, EQUALIZED: distance_above}
 
 
 def _turn(images: torch.Tensor, degrees: float) -> torch.Tensor:

@@ -60,7 +60,8 @@ def shrink(images: Pixels) -> Pixels:
 def unit(vectors: torch.Tensor) -> torch.Tensor:
     """Vectors (…, d) at length 1; those without length stay zero."""
     norm = vectors.norm(dim=-1, keepdim=True)
-    return vectors / norm.clamp(min=1e-6) * (norm > 1e-6)
+    made: torch.Tensor = vectors / norm.clamp(min=1e-6) * (norm > 1e-6)
+    return made
 
 
 def centre(windows: torch.Tensor) -> torch.Tensor:
@@ -106,7 +107,7 @@ class Equalizer:
         """Coefficients (n, C, kept) back to windows (n, C, h, w), to be laid over each other."""
         whole = torch.zeros(*coefficients.shape[:2], len(self.rows) * len(self.columns))
         whole[..., self.kept] = coefficients
-        return self.rows.T @ whole.unflatten(2, (len(self.rows), len(self.columns))) @ self.columns
+        return self.rows.T @ whole.view(*whole.shape[:2], len(self.rows), len(self.columns)) @ self.columns
 
 
 def _cosines(side: int) -> torch.Tensor:
@@ -161,7 +162,7 @@ class Views:
         """Fit on windows (n, C, h, w) float32 of training images."""
         height, width = windows.shape[2:]
         equalizer, coarse = Equalizer.of(height, width), Equalizer.of(height, width, upto=COARSE_FREQUENCY)
-        equal = torch.cat([unit(equalizer.transform(part).flatten(1)) for part in windows.split(AT_ONCE)])
+        equal = torch.cat([unit(equalizer.transform(part).flatten(1)) for part in torch.split(windows, AT_ONCE)])
         return cls(
             equalizer=equalizer,
             coarse=coarse,

@@ -66,11 +66,9 @@ def subjects_needed(*, queries: int, level: float) -> int:
 
 
 def chance_beyond(beyond: int, *, queries: int, subjects: int) -> float:
-    """Chance that ``beyond`` or more of ``queries`` images exceed all ``subjects`` of the holdout, if none is a copy.
+    """Bound of the chance that ``beyond`` or more of ``queries`` images have the smallest p-value, if none is a copy.
 
-    The largest k of queries + subjects exchangeable values are all queries with probability
-    Π (queries − i) / (queries + subjects − i), i = 0 … k − 1. With several images per holdout subject the true
-    chance is smaller.
+    Each has it with a chance of at most 1/(P + 1), so queries/(P + 1) of them are expected at most, and Markov's
+    inequality bounds the chance of k by that over k, however they depend on one another.
     """
-    order = np.arange(beyond)
-    return float(np.prod((queries - order) / (queries + subjects - order)))
+    return min(queries * smallest_p_value(subjects) / beyond, 1.0) if beyond else 1.0
