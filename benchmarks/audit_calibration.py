@@ -4,13 +4,13 @@
     python benchmarks/audit_calibration.py --quick    # a look: 8 repetitions
     python benchmarks/audit_calibration.py --plot     # draws docs/figures/audit-calibration.png as well
 
-Part 1 draws everything anew in every repetition: training subjects, holdout subjects, synthetic images, copies. People
-are smooth random fields around a common head, so that a repetition takes about a second. Part 2 asks what large
-holdouts can certify: procedural brains, a pool of subjects per cohort, dealt out at random into holdout and synthetic
-images in every repetition. What is written about the result is in docs/calibration.md.
+Part 1, nothing copied: everything is drawn anew in each repetition, training subjects, holdout subjects and synthetic
+images. People are smooth random fields around a common head, so that a repetition takes little more than a second.
+Part 2, copies planted, and what holdouts up to 2,000 subjects can certify: procedural brains, a pool of new subjects
+for each cohort, dealt out at random into holdout and synthetic images in each repetition.
 
-Tables are printed as Markdown. Intervals are of 95 % over repetitions: within one, images share the holdout and the
-training subjects, and are not independent.
+Tables are printed as Markdown; docs/calibration.md says what they mean. Intervals are of 95 %, over cohorts: images of
+one repetition share the holdout, and repetitions of one cohort the training subjects.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ from unalike.stats.conformal import benjamini_hochberg, subject_p_values
 from unalike.stats.intervals import estimate_mean, estimate_share
 
 WEIGHTS = {RAW: 0.25, WHITENED: 1.0, EQUALIZED: 1.0}
-LEVEL = 0.05
+LEVEL, REPETITIONS = 0.05, 200
 ALPHAS = (0.01, 0.05, 0.1)
 POOLED, BY_IMAGE = "pooled", "pooled, every image on its own"
 METHODS = (POOLED, *VIEWS, BY_IMAGE)
 SYNTHETIC, COPIES, PLANTED = 100, 20, (1, 5, 20)
-HOLDOUTS, LARGE_HOLDOUTS = (20, 50, 100, 200), (200, 500, 1000, 2000)
+HOLDOUTS = (20, 50, 100, 200)
+# Cohorts, repetitions of each, and the holdouts dealt out of its pool.
+DEALS = ((10, 20, (20, 50, 100, 200, 500)), (4, 50, (1000, 2000)))
 FEW, SLICES_OF_FEW = 10, 30  # the holdout with which calibration by image fails
 FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "audit-calibration.png"
 
@@ -74,8 +76,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Outcome:
-    """P-values of one repetition with one holdout, of each method: of images of nobody in training, and of copies."""
+    """P-values of one repetition with one holdout, of each method: of images of nobody in training, and of copies.
 
+    ``cohort`` numbers its training subjects: repetitions with the same ones are not independent.
+    """
+
+    cohort: int
     innocent: Mapping[str, FloatArray]
     copies: Mapping[str, FloatArray]
 
@@ -153,9 +159,13 @@ def p_values(method: str, scores: FloatArray, holdout: Scores) -> FloatArray:
     return pooled_minimum_p_values(scores, holdout=holdout.values, subjects=names, weights=weights)
 
 
-def outcome(innocent: FloatArray, copies: FloatArray, holdout: Scores, methods: Sequence[str] = METHODS) -> Outcome:
-    """P-values of all methods, with one holdout."""
+def outcome(
+    innocent: FloatArray, *, copies: FloatArray | None = None, holdout: Scores, cohort: int, methods: Sequence[str]
+) -> Outcome:
+    """P-values of ``methods``, with one holdout."""
+    copies = innocent[:, :0] if copies is None else copies
     return Outcome(
+        cohort,
         {method: p_values(method, innocent, holdout) for method in methods},
         {method: p_values(method, copies, holdout) for method in methods},
     )
@@ -168,32 +178,32 @@ def fresh_repetition(
     holdouts: Sequence[int] = HOLDOUTS,
     train: int = 60,
     synthetic: int = SYNTHETIC,
-    copies: int = COPIES,
     few: int = FEW,
+    slices: int = SLICES_OF_FEW,
 ) -> dict[str, Outcome]:
-    """Everything drawn anew: outcomes by the number of holdout subjects, and ``few`` with many uneven slices each.
+    """Everything drawn anew, nothing copied: outcomes by the number of holdout subjects, and of a ``few``.
 
-    Training subjects have 4 slices each, others 1 to 3; the ``few`` of the last outcome 1 to `SLICES_OF_FEW`. Numbers
-    of slices are drawn at random, whatever the subject.
+    Training subjects have 4 slices each, others 1 to 3; the ``few`` 1 to ``slices``, uneven numbers drawn at
+    random, whatever the subject.
     """
     random = generator_for(seed, "audit-calibration", index)
     known = draw_fields(random, counts=np.full(train, 4))
     gallery = Gallery(known.images, known.subjects.astype(np.str_))
     strangers = draw_fields(random, counts=random.integers(1, 4, synthetic)).one_each(random)
     innocent = gallery.resemble(strangers).scores
-    planted = gallery.resemble(draw_copies(random, images=known.images, count=copies)).scores
     pool = draw_fields(random, counts=random.integers(1, 4, max(holdouts)))
     holdout = Scores(gallery.resemble(pool.images).scores, pool.subjects)
-    made = {str(count): outcome(innocent, planted, holdout.of(np.arange(count))) for count in holdouts}
-    scarce = draw_fields(random, counts=random.integers(1, SLICES_OF_FEW + 1, few))
-    made["few"] = outcome(innocent, planted, Scores(gallery.resemble(scarce.images).scores, scarce.subjects))
-    return made
+    scarce = draw_fields(random, counts=random.integers(1, slices + 1, few))
+    sets = {str(count): holdout.of(np.arange(count)) for count in holdouts}
+    sets["few"] = Scores(gallery.resemble(scarce.images).scores, scarce.subjects)
+    return {key: outcome(innocent, holdout=part, cohort=index, methods=METHODS) for key, part in sets.items()}
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Scores of many subjects that a generator never saw, and of copies (measures, n)."""
+    """Scores of many subjects that a generator never saw, and of copies (measures, n), of one cohort."""
 
+    cohort: int
     strangers: Scores
     copies: FloatArray
 
@@ -202,6 +212,7 @@ class Pool:
         cls,
         random: np.random.Generator,
         *,
+        cohort: int,
         people: Callable[..., People] = draw_brains,
         subjects: int,
         copies: int,
@@ -212,7 +223,8 @@ class Pool:
         gallery = Gallery(known.images, known.subjects.astype(np.str_))
         others = people(random, counts=random.integers(1, 3, subjects))
         made = draw_copies(random, images=known.images, count=copies)
-        return cls(Scores(gallery.resemble(others.images).scores, others.subjects), gallery.resemble(made).scores)
+        strangers = Scores(gallery.resemble(others.images).scores, others.subjects)
+        return cls(cohort, strangers, gallery.resemble(made).scores)
 
     def deal(
         self, random: np.random.Generator, *, holdouts: Sequence[int], synthetic: int = SYNTHETIC, copies: int = COPIES
@@ -226,26 +238,27 @@ class Pool:
         _, first = np.unique(self.strangers.subjects[images], return_index=True)
         innocent = self.strangers.values[:, images[first[order[:synthetic]]]]
         planted = self.copies[:, random.permutation(self.copies.shape[1])[:copies]]
+        hands = {str(count): self.strangers.of(order[synthetic:][:count]) for count in holdouts}
         return {
-            str(count): outcome(innocent, planted, self.strangers.of(order[synthetic:][:count]), (POOLED,))
-            for count in holdouts
+            key: outcome(innocent, copies=planted, holdout=hand, cohort=self.cohort, methods=(POOLED,))
+            for key, hand in hands.items()
         }
 
 
 # --- what came out --------------------------------------------------------------------------------------------------
 
 
-def over_repetitions(values: FloatArray) -> Estimate:
-    """Mean of ``values`` (repetitions,), each from 0 to 1, with its interval over repetitions.
+def over_repetitions(values: FloatArray, outcomes: Sequence[Outcome]) -> Estimate:
+    """Mean of ``values`` (repetitions,), each from 0 to 1, with its interval.
 
-    Bootstrap of repetitions; where all are 0 (or 1) that knows no doubt, and the interval of the share of repetitions
-    above 0 is given (Clopper & Pearson 1934), which is no narrower: a mean from 0 to 1 is at most that share.
+    Bootstrap of cohorts, each with all its repetitions. Where all values are 0 (or 1) that knows no doubt: then the
+    interval of the share of repetitions above 0 is given (Clopper & Pearson 1934), which no mean of values from 0 to 1
+    exceeds.
     """
-    values = values[np.isfinite(values)]
-    if len(values) == 0 or values.min() == values.max():
+    if values.min() == values.max():
         return estimate_share(int((values > 0).sum()), len(values))
-    names = np.arange(len(values)).astype(np.str_)
-    return estimate_mean(values, names, random=generator_for(0, "audit-calibration-interval"))
+    cohorts = np.array([made.cohort for made in outcomes]).astype(np.str_)
+    return estimate_mean(values, cohorts, random=generator_for(0, "audit-calibration-interval"))
 
 
 def shares_below(outcomes: Sequence[Outcome], method: str, alpha: float) -> FloatArray:
@@ -275,31 +288,28 @@ def percent(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
 
 
-def print_null(
-    title: str, results: Sequence[Mapping[str, Outcome]], keys: Sequence[str], methods: Sequence[str]
-) -> None:
+def print_null(results: Mapping[str, Sequence[Outcome]], methods: Sequence[str]) -> None:
     """Table: share of p ≤ α and of repetitions with any flag, where nothing was copied."""
     columns = [f"p ≤ {alpha}, %" for alpha in ALPHAS]
-    print(f"\n{title}\n\n| holdout subjects | p-value | {' | '.join(columns)} | any flag at q ≤ {LEVEL}, % |")
+    print(f"\n| holdout subjects | p-value | {' | '.join(columns)} | any flag at q ≤ {LEVEL}, % |")
     print("| --- " * (len(ALPHAS) + 3) + "|")
-    for key in keys:
-        outcomes = [result[key] for result in results]
+    for key, outcomes in results.items():
         for method in methods:
-            shares = [percent(over_repetitions(shares_below(outcomes, method, alpha))) for alpha in ALPHAS]
-            flags = percent(over_repetitions(planted(outcomes, method, 0)[0]))
-            print(f"| {key} | {method} | {' | '.join(shares)} | {flags} |")
+            found = [shares_below(outcomes, method, alpha) for alpha in ALPHAS]
+            found.append(planted(outcomes, method, 0)[0])
+            print(f"| {key} | {method} | {' | '.join(percent(over_repetitions(part, outcomes)) for part in found)} |")
 
 
-def print_planted(title: str, results: Sequence[Mapping[str, Outcome]], keys: Sequence[str]) -> None:
+def print_planted(results: Mapping[str, Sequence[Outcome]]) -> None:
     """Table: realized false discovery rate and power, where copies were planted."""
-    columns = [f"{part}, {count} copies, %" for count in PLANTED for part in ("FDR", "power")]
-    print(f"\n{title}\n\n| holdout subjects | least copies | {' | '.join(columns)} | copies with p ≤ {LEVEL}, % |")
+    columns = [f"{part}, {count} % copies, %" for count in PLANTED for part in ("FDR", "power")]
+    print(f"\n| holdout subjects | least copies | {' | '.join(columns)} | copies with p ≤ {LEVEL}, % |")
     print("| --- " * (len(columns) + 3) + "|")
-    for key in keys:
-        outcomes = [result[key] for result in results]
-        cells = [percent(over_repetitions(part)) for count in PLANTED for part in planted(outcomes, POOLED, count)]
-        alone = over_repetitions(np.array([(made.copies[POOLED] <= LEVEL).mean() for made in outcomes]))
-        print(f"| {key} | {least_copies(int(key))} | {' | '.join(cells)} | {percent(alone)} |")
+    for key, outcomes in results.items():
+        found = [part for count in PLANTED for part in planted(outcomes, POOLED, count)]
+        found.append(np.array([(made.copies[POOLED] <= LEVEL).mean() for made in outcomes]))
+        cells = [percent(over_repetitions(part, outcomes)) for part in found]
+        print(f"| {key} | {least_copies(int(key))} | {' | '.join(cells)} |")
 
 
 def least_copies(subjects: int, *, synthetic: int = SYNTHETIC, level: float = LEVEL) -> int:
@@ -307,71 +317,77 @@ def least_copies(subjects: int, *, synthetic: int = SYNTHETIC, level: float = LE
     return int(np.ceil(synthetic / (level * (subjects + 1)) - 1e-9))
 
 
-def plot(fresh: Sequence[Mapping[str, Outcome]], dealt: Sequence[Mapping[str, Outcome]]) -> None:
-    """Left: share of p ≤ α against α. Right: power and false discovery rate against the holdout's size."""
+def plot(fresh: Mapping[str, Sequence[Outcome]], dealt: Mapping[str, Sequence[Outcome]]) -> None:
+    """Left: share of p ≤ α against α, nothing copied. Right: power and false discovery rate by size of the holdout."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    levels = np.geomspace(0.002, 0.3, 60)
-    lines = (("200", POOLED, "200 subjects, pooled"), ("few", POOLED, f"{FEW} subjects with many slices, pooled"))
-    for key, method, label in (*lines, ("few", BY_IMAGE, "the same, every image on its own")):
-        outcomes = [result[key] for result in fresh]
-        left.plot(levels, [shares_below(outcomes, method, alpha).mean() for alpha in levels], label=label)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    levels = np.geomspace(0.003, 0.3, 80)
+    lines = (("200", POOLED, "200 subjects"), ("few", POOLED, f"{FEW} subjects with 1 to {SLICES_OF_FEW} slices"))
+    for key, method, label in (*lines, ("few", BY_IMAGE, "the same, every image counted on its own")):
+        left.plot(levels, [shares_below(fresh[key], method, alpha).mean() for alpha in levels], label=label)
     left.plot(levels, levels, "k--", linewidth=1, label="promised: on or below this line")
-    left.set(xscale="log", yscale="log", xlabel="α", ylabel="share of p ≤ α, nothing copied", ylim=(5e-4, 0.5))
-    for results, keys, style, name in (
-        (fresh, HOLDOUTS, "o-", "fields"),
-        (dealt, LARGE_HOLDOUTS, "s--", "brains"),
-    ):
-        for count, color in zip(PLANTED, ("C0", "C1", "C2"), strict=True):
-            found = [planted([result[str(key)] for result in results], POOLED, count) for key in keys]
-            power = [over_repetitions(part[1]) for part in found]
-            right.plot(keys, [e.value for e in power], style, color=color, label=f"power, {count} copies, {name}")
-            right.plot(keys, [part[0].mean() for part in found], style[1:], color=color, linewidth=0.8, alpha=0.6)
-    right.axhline(LEVEL, color="k", linewidth=1, linestyle=":", label="promised bound of the false discovery rate")
+    left.set(xscale="log", yscale="log", xlabel="α", ylabel="share of p ≤ α, nothing copied", ylim=(1e-3, 0.6))
+    sizes = [int(key) for key in dealt]
+    for count, color in zip(PLANTED, ("C0", "C1", "C2"), strict=True):
+        rates, power = zip(*[planted(outcomes, POOLED, count) for outcomes in dealt.values()], strict=True)
+        right.plot(sizes, [part.mean() for part in power], "o-", color=color, label=f"power, {count} % copies")
+        right.plot(sizes, [part.mean() for part in rates], "x:", color=color, label=f"FDR, {count} % copies")
+    right.axhline(LEVEL, color="k", linewidth=1, linestyle="--", label="promised bound of the FDR")
     right.set(
-        xscale="log", xlabel="holdout subjects", ylabel="share (thin lines: false discovery rate)", ylim=(-0.02, 1.02)
+        xscale="log", xlabel="holdout subjects", ylabel=f"share, {SYNTHETIC} synthetic images", ylim=(-0.02, 1.02)
     )
+    right.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+    right.minorticks_off()
     for axis in (left, right):
         axis.grid(visible=True, alpha=0.3)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=8)
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=120)
     print(f"\n{FIGURE.name} is drawn.")
 
 
-def deal_brains(seed: int, *, cohorts: int, times: int) -> list[dict[str, Outcome]]:
-    """``times`` deals of each of ``cohorts`` pools of brains."""
-    results = []
-    for number in range(cohorts):
-        random = generator_for(seed, "audit-calibration-brains", number)
-        pool = Pool.draw(random, subjects=SYNTHETIC + max(LARGE_HOLDOUTS), copies=5 * COPIES)
-        results += [pool.deal(random, holdouts=LARGE_HOLDOUTS) for _ in range(times)]
+def deal_brains(seed: int, *, quick: bool) -> dict[str, list[Outcome]]:
+    """Outcomes of all deals, by the number of holdout subjects."""
+    results: dict[str, list[Outcome]] = {}
+    for cohorts, times, holdouts in DEALS:
+        for number in range(2 if quick else cohorts):
+            random = generator_for(seed, f"audit-calibration-{max(holdouts)}", number)
+            subjects = SYNTHETIC + max(holdouts)
+            pool = Pool.draw(random, cohort=number, subjects=subjects, copies=5 * COPIES)
+            for _ in range(4 if quick else times):
+                for key, made in pool.deal(random, holdouts=holdouts).items():
+                    results.setdefault(key, []).append(made)
     return results
+
+
+def draw_fresh(seed: int, *, quick: bool) -> dict[str, list[Outcome]]:
+    """Outcomes of all fresh repetitions, by the number of holdout subjects, and of the ``few``."""
+    made = [fresh_repetition(seed, index) for index in range(8 if quick else REPETITIONS)]
+    return {key: [result[key] for result in made] for key in made[0]}
 
 
 def main() -> None:
     """Simulate both parts and print what came out."""
     parser = argparse.ArgumentParser(description="Calibration of the audit, by simulation.")
-    parser.add_argument("--quick", action="store_true", help="8 repetitions instead of 200")
+    parser.add_argument("--quick", action="store_true", help="8 repetitions of each part")
     parser.add_argument("--plot", action="store_true", help=f"draw docs/figures/{FIGURE.name}")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.perf_counter()
-    fresh = [fresh_repetition(options.seed, index) for index in range(8 if options.quick else 200)]
+    fresh = draw_fresh(options.seed, quick=options.quick)
     middle = time.perf_counter()
-    dealt = deal_brains(options.seed, cohorts=1 if options.quick else 4, times=8 if options.quick else 50)
-    done = time.perf_counter()
-    print(f"{len(fresh)} fresh repetitions in {middle - begin:.0f} s, {len(dealt)} deals in {done - middle:.0f} s.")
-    print_null("Fields, nothing copied:", fresh, [str(count) for count in HOLDOUTS], METHODS)
-    print_null(f"Fields, nothing copied, {FEW} subjects with up to {SLICES_OF_FEW} slices:", fresh, ["few"], METHODS)
-    print_null("Brains, nothing copied:", dealt, [str(count) for count in LARGE_HOLDOUTS], (POOLED,))
-    print_planted("Fields, copies planted:", fresh, [str(count) for count in HOLDOUTS])
-    print_planted("Brains, copies planted:", dealt, [str(count) for count in LARGE_HOLDOUTS])
+    print(f"Part 1, fields, nothing copied ({middle - begin:.0f} s):")
+    print_null(fresh, METHODS)
+    dealt = deal_brains(options.seed, quick=options.quick)
+    print(f"\nPart 2, brains, nothing copied ({time.perf_counter() - middle:.0f} s):")
+    print_null(dealt, (POOLED,))
+    print(f"\nPart 2, brains, copies planted among {SYNTHETIC} synthetic images:")
+    print_planted(dealt)
     if options.plot:
         plot(fresh, dealt)
 

@@ -1,7 +1,7 @@
 """Which measure finds which copy of a patient, and what false alarms a change alone causes, on real images.
 
     python benchmarks/audit_power.py --data FOLDER                        # all three data sets, about 12 minutes
-    python benchmarks/audit_power.py --data FOLDER --only brain-tumor-mri --fast        # views and correlation alone
+    python benchmarks/audit_power.py --data FOLDER --only brain-tumor-mri --measures quick   # views and correlation
     python benchmarks/audit_power.py --data FOLDER --only brain-tumor-mri --pictures OUTSIDE/missed.png
 
 FOLDER holds ``brain-tumor-mri`` (Training/CLASS/FILE.jpg), ``chest-xray`` (train and test, CLASS/PATIENT_….jpeg) and
@@ -20,6 +20,7 @@ Measures that take long see fewer copies, and the local search fewer kinds. Pict
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -44,7 +45,7 @@ from unalike.similarity.gallery import Gallery
 from unalike.similarity.local import find_local_matches
 from unalike.similarity.mutual_information import find_by_mutual_information
 from unalike.similarity.ssim import find_by_ssim
-from unalike.similarity.views import VIEWS
+from unalike.similarity.views import VIEWS, centre
 from unalike.stats.combine import pooled_minimum_p_values
 from unalike.stats.intervals import estimate_share
 
@@ -60,6 +61,8 @@ NEAR_DUPLICATE = 0.9
 # Side of a pasted lesion, and the width of its soft rim.
 LESION, RIM = 16, 3
 EMBEDDING_STEPS = 100
+# Kinds of copy that other random splits are tried with.
+SPLIT_KINDS = ("noise, sd 15", "noise, sd 40", "blur, sd 1", "blur, sd 2", "turn 6°", "blend 70:30")
 LOCAL_KINDS = ("none", "shift 2 px", "mirror", "blend 70:30", "lesion 16 × 16")
 DEFAULT = "default audit"
 
@@ -113,15 +116,38 @@ def read_pictures(files: list[Path]) -> Pixels:
 def load_brain(folder: Path) -> tuple[Images, Images]:
     """Near duplicates removed, random thirds: the second is train, the third holdout. Subjects are unknown."""
     pixels = read_pictures(files_of(folder / "Training", "*.jpg"))
-    alike = correlate(pixels, pixels) >= NEAR_DUPLICATE
+    return split_in_thirds(pixels, kept_pictures(correlate(pixels, pixels)))
+
+
+def kept_pictures(similarities: FloatArray) -> IntArray:
+    """Pictures that are no near duplicate of an earlier one that is kept."""
     kept: list[int] = []
-    for index in range(len(pixels)):
-        if not alike[index, kept].any():
+    for index, row in enumerate(similarities >= NEAR_DUPLICATE):
+        if not row[kept].any():
             kept.append(index)
-    order = np.array(kept)[generator_for(SEED, "thirds").permutation(len(kept))]
-    names = np.array([f"{index:05}" for index in range(len(pixels))])
-    everything, third = Images(pixels, names), len(order) // 3
+    return np.array(kept)
+
+
+def split_in_thirds(pixels: Pixels, kept: IntArray, seed: int = SEED) -> tuple[Images, Images]:
+    """Each kept image is a subject of its own; the first third is not used."""
+    order = generator_for(seed, "thirds").permutation(kept)
+    everything, third = Images(pixels, np.array([f"{index:05}" for index in range(len(pixels))])), len(order) // 3
     return everything.part(order[third : 2 * third]), everything.part(order[2 * third :])
+
+
+def correlate_moved(pixels: Pixels, reach: int = 2) -> FloatArray:
+    """The highest correlation (n, n) of the middle of one image with that of another, moved by up to 2 pixels."""
+
+    def look(down: int, across: int) -> torch.Tensor:
+        window = pixels[:, 0, reach + down : SIDE - reach + down, reach + across : SIDE - reach + across]
+        return centre(torch.from_numpy(window.astype(np.float32))[:, None])
+
+    still, steps = look(0, 0), range(-reach, reach + 1)
+    highest = torch.full((len(pixels), len(pixels)), -1.0)
+    for down in steps:
+        for across in steps:
+            highest = torch.maximum(highest, still @ look(down, across).T)
+    return torch.maximum(highest, highest.T).numpy().astype(np.float64)
 
 
 def load_chest(folder: Path) -> tuple[Images, Images]:
@@ -228,13 +254,13 @@ class Copies:
     left_out: list[set[str]]  # of the holdout, for each copy
 
 
-def make_copies(images: Images, holdout: Images, *, purpose: str) -> Copies:
-    """`COPIES` copies of ``images``, of one image of each subject where there are as many subjects.
+def make_copies(images: Images, holdout: Images, *, purpose: str, count: int = COPIES) -> Copies:
+    """``count`` copies of ``images``, of one image of each subject where there are as many subjects.
 
     The other patient of a blend or lesion is of the ``holdout``, and so may the images be.
     """
     random = generator_for(SEED, purpose)
-    sources = pick_by_subject(images.subjects, COPIES, random)
+    sources = pick_by_subject(images.subjects, count, random)
     others, left_out = [], []
     for source in sources:
         strangers = np.flatnonzero(holdout.subjects != images.subjects[source])
@@ -330,6 +356,7 @@ SLOW = {
     "contrastive": Contender(by_embedding("contrastive"), SLOW_COPIES),
     "local search": Contender(by_local_search, SLOW_COPIES, LOCAL_KINDS),
 }
+CONTENDERS = {"quick": QUICK, "slow": SLOW}
 COLUMNS = (
     "correlation", "SSIM", "mutual information", "autoencoder", "contrastive", "local search", *VIEWS, DEFAULT,
 )  # fmt: skip
@@ -443,34 +470,61 @@ def draw_pictures(
     Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2)).save(path)
 
 
-def run(name: str, folder: Path, *, fast: bool, pictures: Path | None) -> dict[str, Found]:
+def run(name: str, folder: Path, *, copies: int, measures: str | None, pictures: Path | None) -> dict[str, Found]:
     train, holdout = DATA[name](folder)
-    planted = make_copies(train, holdout, purpose="planted")
-    sham = make_copies(holdout, holdout, purpose="sham")
+    planted = make_copies(train, holdout, purpose="planted", count=copies)
+    sham = make_copies(holdout, holdout, purpose="sham", count=copies)
     print(f"\n{describe(name, train, holdout, len(planted.sources))}\n", flush=True)
     found: dict[str, Found] = {}
-    for label, contender in (QUICK if fast else {**QUICK, **SLOW}).items():
+    for label, contender in (CONTENDERS[measures] if measures else {**QUICK, **SLOW}).items():
         begin = time.perf_counter()
         columns = (*VIEWS, DEFAULT) if label == "views" else (label,)
         found.update(compare(contender, train, holdout, planted, sham, columns))
         print(f"{name}, {label}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
     for level in LEVELS:
         print(f"p ≤ {level}\n\n{write_table(found, level)}\n", flush=True)
-    if pictures:
+    if pictures and DEFAULT in found:
         draw_pictures(pictures, found[DEFAULT], train, holdout, planted, sham)
     return found
+
+
+def repeat_splits(folder: Path, count: int) -> str:
+    """Markdown: planted copies (of `SPLIT_KINDS`) the default audit finds at p ≤ 0.01 under other random splits."""
+    pixels = read_pictures(files_of(folder / "Training", "*.jpg"))
+    lines = ["| split | duplicates removed | images | " + " | ".join(SPLIT_KINDS) + " | sham |"]
+    lines.append("| --- " * (len(SPLIT_KINDS) + 4) + "|")
+    views = Contender(by_views, SLOW_COPIES, SPLIT_KINDS)
+    pruned = {
+        "in place": kept_pictures(correlate(pixels, pixels)),
+        "moved as well": kept_pictures(correlate_moved(pixels)),
+    }
+    for number, (name, kept) in itertools.product(range(count), pruned.items()):
+        train, holdout = split_in_thirds(pixels, kept, SEED + number)
+        planted = make_copies(train, holdout, purpose="planted", count=SLOW_COPIES)
+        sham = make_copies(holdout, holdout, purpose="sham", count=SLOW_COPIES)
+        found = compare(views, train, holdout, planted, sham, (*VIEWS, DEFAULT))[DEFAULT]
+        cells = [f"{100 * share(found.planted[kind], LEVELS[0]):.0f}" for kind in SPLIT_KINDS]
+        false = 100 * share(np.concatenate(list(found.sham.values())), LEVELS[0])
+        lines.append(f"| {number + 1} | {name} | {len(kept)} | " + " | ".join(cells) + f" | {false:.2f} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--only", choices=list(DATA), help="one data set")
-    parser.add_argument("--fast", action="store_true", help="views and correlation alone")
+    parser.add_argument("--copies", type=int, default=COPIES, help=f"of each kind; slow measures take {SLOW_COPIES}")
+    parser.add_argument("--measures", choices=list(CONTENDERS), help="quick (views and correlation) or slow (the rest)")
     parser.add_argument("--pictures", type=Path, help="PNG of missed copies and false alarms; it shows patients")
+    parser.add_argument("--splits", type=int, default=0, help="of brain-tumor-mri instead: so many other random splits")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    if chosen.splits:
+        print(repeat_splits(chosen.data / "brain-tumor-mri", chosen.splits))
+        return
     for name in [chosen.only] if chosen.only else list(DATA):
-        run(name, chosen.data / name, fast=chosen.fast, pictures=chosen.pictures)
+        run(name, chosen.data / name, copies=chosen.copies, measures=chosen.measures, pictures=chosen.pictures)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AuditResult": "unalike.audit.run",
     "AuditSettings": "unalike.audit.settings",
+    "CopyIndex": "unalike.audit.index",
     "DemoSettings": "unalike.study.settings",
     "DiffusionSettings": "unalike.generators.diffusion.settings",
     "DrawSettings": "unalike.generators.settings",
@@ -45,6 +46,7 @@ _HOMES = {
 __all__ = sorted([*_HOMES, "__version__"])
 
 if TYPE_CHECKING:
+    from unalike.audit.index import CopyIndex as CopyIndex
     from unalike.audit.run import AuditResult as AuditResult
     from unalike.audit.run import audit_samples as audit_samples
     from unalike.audit.settings import AuditSettings as AuditSettings

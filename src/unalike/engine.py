@@ -148,6 +148,12 @@ def show_progress(description: str, *, total: int, unit: str) -> AbstractContext
     return (_bar if sys.stderr.isatty() else _lines)(description, total, unit)
 
 
+def tell(line: str) -> None:
+    """Say one line on stderr; the environment variable that silences progress silences this too."""
+    if os.environ.get("UNALIKE_PROGRESS") != "off":
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
 @contextmanager
 def _silence() -> Iterator[Progress]:
     yield Progress()

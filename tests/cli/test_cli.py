@@ -18,6 +18,7 @@ COMMANDS = (
     "audit",
     "cohort",
     "demo",
+    "index",
     "inspect",
     "membership",
     "phantom",

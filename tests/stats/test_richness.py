@@ -153,3 +153,10 @@ def test_rarefaction_of_a_large_table() -> None:
     """A million copies of a thousand subjects evenly: close to drawing with putting back."""
     curve = rarefy(np.full(1000, 1000), np.array([1, 500, 10_000]))
     np.testing.assert_allclose(curve, 1000 * (1 - 0.999 ** np.array([1, 500, 10_000])), rtol=1e-3)
+
+
+@pytest.mark.parametrize("copies", [2, 3, 7])
+def test_one_subject_again_and_again_leaves_nobody_to_come(copies: int) -> None:
+    random = np.random.default_rng(0)
+    found = expected_new(np.array([copies]), factor=1.0, random=random, total=40)
+    assert (found.value, found.low) == (0.0, 0.0)

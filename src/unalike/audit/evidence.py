@@ -76,6 +76,11 @@ class Evidence:
         return Evidence(self.measures, self.scores[:, chosen], self.references[:, chosen], self.poses[:, chosen])
 
 
+def measures_of(settings: AuditSettings) -> tuple[Measure, ...]:
+    """The measures that an audit with these settings takes, in order."""
+    return MEASURES + tuple(OPTIONAL[name] for name in settings.extra_measures)
+
+
 class Examiner:
     """Holds the train images, to examine any number of others."""
 
@@ -87,7 +92,7 @@ class Examiner:
         with show_progress("Looking at train images", total=len(train), unit="images") as progress:
             small = [shrink(pixels[:, self.channels]) for pixels in _watch(train, progress)]
         self.gallery = Gallery(np.concatenate(small), train.subjects)
-        self.measures = MEASURES + tuple(OPTIONAL[name] for name in settings.extra_measures)
+        self.measures = measures_of(settings)
         self.spaces = [
             _Space(train, EmbeddingSettings(kind=kind), self.channels, seed, device)
             for kind in ("autoencoder", "contrastive")

@@ -37,7 +37,7 @@ from unalike.errors import InputError, RunError, SettingsError
 from unalike.records import MASK, FloatArray, IntArray, Pixels, TextArray
 from unalike.similarity import gallery as gallery_code
 from unalike.similarity import views as views_code
-from unalike.similarity.gallery import POSES, Gallery, Resemblance
+from unalike.similarity.gallery import FLIPS, POSES, Gallery, Resemblance
 from unalike.similarity.stored import CoarseIndex, Notice, find_stored, open_index, pick_channels
 from unalike.similarity.views import COARSE_FREQUENCY, COMPONENTS, VIEWS, Equalizer, Views, Whitening, shrink
 from unalike.stats.combine import pooled_minimum_p_values
@@ -48,6 +48,8 @@ FORMAT = 1
 HEADER = "unalike"
 # What opening a missing, stale or damaged file may raise.
 MISFIT = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+# How numbers are stored, unless as float32.
+TYPES = {"small": "U8", "scores": "F64", "references": "I64", "poses": "I64"}
 # A sampler is asked for at most this many times as many images as are wanted.
 PATIENCE = 10
 
@@ -112,7 +114,7 @@ class IndexSummary:
     stored: tuple[StoredPart, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CopyIndex:
     """The train images of a cohort and how its held-out subjects resemble them, to ask about new images any time.
 
@@ -148,11 +150,13 @@ class CopyIndex:
         what the index cannot do. Where the cohort cannot be written the index is kept in memory.
 
         Raises `FolderError` if the cohort cannot be used, `SettingsError` if there is no such channel, `InputError` if
-        rows are not the cohort's or there is no train image.
+        rows are not the cohort's, there is no train image, or the cohort has changed since it was opened.
         """
         tell = notice or _ignore
         opened = cohort if isinstance(cohort, ImageFolder) else open_images(cohort)
         digest = opened.digest
+        if folders.read_header(opened.path, kind=opened.header.kind) != opened.header:
+            raise InputError(f"{opened.path} has changed since it was opened. Open it again.")
         chosen = _choose_channels(opened, channels)
         train, holdout = _choose_rows(opened, train_rows, holdout_rows, tell)
         selection = None if train_rows is None and holdout_rows is None else (train, holdout)
@@ -223,7 +227,8 @@ class CopyIndex:
             subject_p_values(scores, holdout=held, subjects=owners) / weight
             for scores, held, weight in zip(found.scores, self.known.scores, WEIGHTS, strict=True)
         ]
-        return np.nan_to_num(np.stack(values), nan=np.inf).argmin(axis=0).astype(np.int64)
+        smallest: IntArray = np.nan_to_num(np.stack(values), nan=np.inf).argmin(axis=0).astype(np.int64)
+        return smallest
 
     def _checked(self, images: Pixels) -> Pixels:
         """The images if they fit, in memory in their order."""
@@ -438,9 +443,10 @@ class _Source:
 @functools.cache
 def _digest_code() -> str:
     """Digest of the code that views and scores come from: scores of other code must not be compared with ours."""
-    return hashlib.sha256(
-        b"".join(Path(str(module.__file__)).read_bytes() for module in (views_code, gallery_code))
-    ).hexdigest()
+    files = [Path(str(module.__file__)) for module in (views_code, gallery_code)]
+    # Where only compiled code is installed, the version must do.
+    content = b"".join(file.read_bytes() if file.is_file() else folders.made_by().encode() for file in files)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _name(channels: tuple[int, ...], selection: tuple[IntArray, IntArray] | None) -> str:
@@ -535,9 +541,11 @@ def _load(place: Path, source: _Source, key: str) -> tuple[Gallery, Resemblance]
         header = json.loads((stream.metadata() or {})[HEADER])
         if header["key"] != key:
             raise ValueError("it was made of other images, or by another version")
-        shapes = {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+        parts = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118
+        shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
         gallery = _frame(source, header)
-        if shapes != _layout(gallery, source, shapes):
+        types = {name: part.get_dtype() for name, part in parts.items()}
+        if shapes != _layout(gallery, source, shapes) or types != {name: TYPES.get(name, "F32") for name in shapes}:
             raise ValueError("its arrays are of other sizes")
         # Copies: the file may be replaced while we hold them.
         arrays = {name: stream.get_tensor(name).clone() for name in shapes}
@@ -566,9 +574,10 @@ def _frame(source: _Source, header: Mapping[str, Any]) -> Gallery:
     gallery.reach = header["reach"]
     if not isinstance(gallery.reach, int) or not 0 <= 2 * gallery.reach < min(height, width):
         raise ValueError("its header is damaged")
-    gallery.poses = tuple(pose for pose in POSES if pose.name in header["poses"])
-    if [pose.name for pose in gallery.poses] != header["poses"]:
+    names = header["poses"]
+    if names not in ([pose.name for pose in POSES], [pose.name for pose in FLIPS]):
         raise ValueError("its header is damaged")
+    gallery.poses = POSES if len(names) == len(POSES) else FLIPS
     gallery.whole = Equalizer.of(height, width)
     return gallery
 

@@ -15,8 +15,9 @@ import torch
 
 from unalike import folders
 from unalike.audit import calibrate as calibration_room
+from unalike.audit.blocks import BlockExaminer, Workshop, open_workshop
 from unalike.audit.calibrate import Calibration
-from unalike.audit.evidence import Evidence, Examiner, Measure, pose_names
+from unalike.audit.evidence import Evidence, Measure, pose_names
 from unalike.audit.exposure import ExposedSubject, count_exposure, find_culprits
 from unalike.audit.power import PowerRow, measure_power
 from unalike.audit.rerank import measure_again
@@ -25,6 +26,7 @@ from unalike.audit.sets import ImageSet, Roles, choose_channels, open_roles
 from unalike.audit.settings import AuditSettings
 from unalike.audit.statistics import whole_set_estimates
 from unalike.audit.verdict import Verdict, reach_verdict
+from unalike.audit.volumes import VolumeVote, vote_by_volume
 from unalike.devices import pick_device
 from unalike.errors import SettingsError
 from unalike.records import Estimate, FloatArray, IntArray, as_json
@@ -44,6 +46,7 @@ class AuditResult:
     estimates: Mapping[str, Any]
     power: tuple[PowerRow, ...]
     measures: tuple[Measure, ...]
+    volumes: tuple[VolumeVote, ...]
     flagged: int
     beyond_holdout: int
     exposed_subjects: int
@@ -60,12 +63,18 @@ def audit_samples(
     name: str | None = None,
     seed: int = 0,
     device: str = "auto",
+    scheduler: str | None = None,
+    workers: int | None = None,
 ) -> AuditResult:
     """Ask whether synthetic images copy training images, with error rates calibrated on held-out subjects.
 
     ``synthetic`` is a samples folder or a plain folder of pictures. Give the real images either as the cohort
     ``against`` (its roles are used; of samples drawn by unalike, subjects that the run did not see count as holdout)
     or as folders ``train`` and ``holdout``. The audit folder ``out`` holds pictures of real patients: it is internal.
+
+    ``scheduler`` is the address of a Dask scheduler whose workers share the file system; otherwise ``workers``
+    processes of this machine work (of a script, behind ``if __name__ == "__main__"``), by default this one alone. The
+    result is the same. An interrupted audit goes on where it was when it is called again.
 
     Raises an `InputError`, and leaves nothing behind, if the folders cannot be read or do not fit each other.
     """
@@ -79,17 +88,25 @@ def audit_samples(
         open_roles(
             synthetic=Path(synthetic), against=paths[0], train=paths[1], holdout=paths[2], settings=settings
         ) as roles,
-        folders.new_folder(Path(out), kind="audit", settings=asdict(settings)),
+        open_workshop(Path(out), settings=settings, device=device, scheduler=scheduler, workers=workers) as workshop,
     ):
-        return _audit(roles, Path(out), settings, name or Path(synthetic).name, seed, where)
+        return _audit(roles, Path(out), settings, name or Path(synthetic).name, seed, where, workshop)
 
 
-def _audit(roles: Roles, out: Path, settings: AuditSettings, name: str, seed: int, device: torch.device) -> AuditResult:
+def _audit(
+    roles: Roles,
+    out: Path,
+    settings: AuditSettings,
+    name: str,
+    seed: int,
+    device: torch.device,
+    workshop: Workshop,
+) -> AuditResult:
     channels = choose_channels(roles, settings.channels)
     comparisons = _compare(roles, settings, channels, device)
     copied = comparisons["synthetic-train"]
     held = comparisons.get("holdout-train")
-    examiner = Examiner(roles.train, channels=channels, settings=settings, seed=seed, device=device)
+    examiner = BlockExaminer(roles.train, channels=channels, settings=settings, seed=seed, workshop=workshop)
     evidence = examiner.examine_set(roles.synthetic, "Examining synthetic images")
     against = examiner.examine_set(roles.holdout, "Examining holdout images")
     calibration = calibration_room.calibrate(
@@ -102,11 +119,21 @@ def _audit(roles: Roles, out: Path, settings: AuditSettings, name: str, seed: in
     )
     power: list[PowerRow] = []
     if held and settings.planted:
+        for images in (roles.train, roles.holdout):
+            examiner.examine_planted(images, count=settings.planted)
         power = measure_power(
             examiner=examiner, holdout=roles.holdout, evidence=against, count=settings.planted, seed=seed
         )
     culprits = find_culprits(calibration, evidence, copied)
     exposed = count_exposure(culprits, copied, calibration.flagged)
+    votes = vote_by_volume(
+        evidence,
+        synthetic=roles.synthetic,
+        holdout=roles.holdout,
+        against=against,
+        owners=roles.train.folder.column("subject"),
+        level=settings.level,
+    )
     undefined = int(np.isnan(copied.highest).sum())
     estimates = _estimate(comparisons, calibration, exposed, seed)
     result = AuditResult(
@@ -116,6 +143,7 @@ def _audit(roles: Roles, out: Path, settings: AuditSettings, name: str, seed: in
             calibration,
             exposed_subjects=len(exposed),
             power=power,
+            volumes=votes,
             warnings=[*roles.warnings, *_constant(undefined)],
         ),
         counts=_count(roles, undefined),
@@ -124,12 +152,13 @@ def _audit(roles: Roles, out: Path, settings: AuditSettings, name: str, seed: in
         | whole_set_estimates(roles, comparisons, calibration, power, exposed, channels, seed, device),
         power=tuple(power),
         measures=tuple(evidence.measures),
+        volumes=tuple(votes),
         flagged=int(calibration.flagged.sum()),
         beyond_holdout=int(calibration.beyond.sum()),
         exposed_subjects=len(exposed),
     )
     found = _Found(comparisons, calibration, evidence, culprits, exposed)
-    _write(result, roles, found, channels, settings, seed, device)
+    _write(result, roles, found, channels, settings, seed, device, workshop)
     return result
 
 
@@ -229,6 +258,7 @@ def _write(
     settings: AuditSettings,
     seed: int,
     device: torch.device,
+    workshop: Workshop,
 ) -> None:
     out, folder = result.path, roles.train.folder
     copied = found.comparisons["synthetic-train"]
@@ -256,6 +286,7 @@ def _write(
         },
         "tables": {name: folders.digest_file(out / name) for name in written},
     }
+    workshop.remove_blocks()
     folders.finish_folder(out, kind="audit", settings=asdict(settings), seed=seed, inputs=roles.inputs, content=content)
 
 

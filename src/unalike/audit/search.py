@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from unalike.audit.blocks import Arrays, Part, SharedSet, current_workshop, cut
 from unalike.audit.sets import ImageSet
 from unalike.cohort.store import iterate_blocks
-from unalike.engine import Progress, read_ahead, show_progress
+from unalike.engine import Progress, read_ahead
 from unalike.records import FloatArray, IntArray
 from unalike.similarity.correlation import Block, SearchResult, find_matches
 
-# Queries held in memory at once; more of them cost another pass over the references.
+# Queries of one block, at most: so many images, and so much memory. Each block is a pass over the references, whose
+# reading and preparing counts little beside so many products; where others share the work, blocks are smaller.
+QUERIES, QUERIES_ELSEWHERE = 4096, 512
 QUERY_BYTES = 2**30
 
 
@@ -49,26 +52,51 @@ def compare_sets(
     title: str,
     mean: bool = True,
 ) -> Comparison:
-    """Find the ``best`` references of every query, and unless told otherwise its ``mean`` similarity with all."""
+    """Find the ``best`` references of every query, and unless told otherwise its ``mean`` similarity with all.
+
+    Queries are cut into blocks, each of which is a pass over all references (see `blocks`): the same to the last bit
+    however they are cut.
+    """
     folder = queries.folder
     image_bytes = int(np.prod(folder.images.shape[1:])) * folder.dtype.itemsize
-    group = max(1, QUERY_BYTES // image_bytes)
-    results = []
-    passes = range(0, len(queries), group)
-    with show_progress(title, total=len(passes) * len(references), unit="images") as progress:
-        for begin in passes:
-            blocks = watch_blocks(reference_blocks(references), progress)
-            results.append(
-                find_matches(
-                    queries=folder.read(queries.rows[begin : begin + group]),
-                    references=blocks,
-                    best=best,
-                    channels=channels,
-                    mean=mean,
-                    device=device,
-                )
-            )
-    return Comparison(queries, references, _join(results, best))
+    with current_workshop(device) as workshop:
+        most = QUERIES_ELSEWHERE if workshop.elsewhere else QUERIES
+        parts = cut(len(queries), max(1, min(most, QUERY_BYTES // image_bytes)))
+        found = workshop.collect(
+            compare_part,
+            (queries, references),
+            parts,
+            title=title,
+            units=len(references),
+            best=best,
+            channels=list(channels),
+            mean=mean,
+        )
+    return Comparison(queries, references, _join(found, best))
+
+
+def compare_part(
+    sets: tuple[SharedSet, ...],
+    part: Part,
+    *,
+    device: torch.device,
+    progress: Progress,
+    best: int,
+    channels: list[int],
+    mean: bool,
+) -> Arrays:
+    """A run of the first set's images against all of the second: the fields of a `SearchResult`."""
+    queries, references = (images.open() for images in sets)
+    begin, end = part
+    found = find_matches(
+        queries=queries.folder.read(queries.rows[begin:end]),
+        references=watch_blocks(reference_blocks(references), progress),
+        best=best,
+        channels=channels,
+        mean=mean,
+        device=device,
+    )
+    return {"references": found.references, "similarities": found.similarities, "mean": found.mean}
 
 
 def reference_blocks(references: ImageSet) -> Iterator[Block]:
@@ -87,11 +115,10 @@ def watch_blocks(blocks: Iterator[Block], progress: Progress) -> Iterator[Block]
         progress.advance(len(block.pixels))
 
 
-def _join(results: list[SearchResult], best: int) -> SearchResult:
-    if not results:
+def _join(blocks: list[Arrays], best: int) -> SearchResult:
+    if not blocks:
         return SearchResult(np.empty((0, best), np.int64), np.empty((0, best)), np.empty(0))
-    return SearchResult(
-        references=np.concatenate([result.references for result in results]),
-        similarities=np.concatenate([result.similarities for result in results]),
-        mean=np.concatenate([result.mean for result in results]),
+    references, similarities, mean = (
+        np.concatenate([block[name] for block in blocks]) for name in ("references", "similarities", "mean")
     )
+    return SearchResult(references, similarities, mean)

@@ -102,7 +102,8 @@ class _Opener:
             return open_images(path, kind=kind)
         if kind or (path / folders.UNFINISHED).is_file():
             folders.read_header(path, kind="samples")  # raises, saying what is there instead
-        named = self.settings.subject_pattern is not None and role != "synthetic"
+        pattern = self.settings.volume_pattern if role == "synthetic" else self.settings.subject_pattern
+        named = pattern is not None and role != "synthetic"
         wanted = PrepareSettings(
             size=self.settings.size,
             fit=self.settings.fit,
@@ -111,7 +112,7 @@ class _Opener:
             labels=False,
             on_leak="report",  # whoever is compared is compared as he is
             near_duplicates=0.0,
-            subject_pattern=self.settings.subject_pattern if named else None,
+            subject_pattern=pattern,
         )
         if like is not None and self.settings.size is None and like.size[0] == like.size[1]:
             wanted = replace(wanted, size=like.size[0])

@@ -45,6 +45,10 @@ class AuditSettings:
     subject_pattern: str | None = None
     """Plain folders: regular expression over the path whose first group (or whole match) names the patient."""
 
+    volume_pattern: str | None = None
+    """Plain folder of synthetic slices: regular expression over the path whose first group (or whole match) names the
+    volume; slices of one volume then vote for one patient."""
+
     size: int | None = None
     """Plain folders: bring all pictures to this height and width in pixels."""
 

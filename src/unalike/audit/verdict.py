@@ -10,6 +10,7 @@ import numpy as np
 
 from unalike.audit.calibrate import Calibration
 from unalike.audit.power import PowerRow
+from unalike.audit.volumes import VolumeVote
 
 Decision = Literal["copies found", "no copies found", "cannot tell"]
 
@@ -38,9 +39,18 @@ def reach_verdict(
     exposed_subjects: int,
     power: Sequence[PowerRow],
     warnings: Sequence[str],
+    volumes: Sequence[VolumeVote] = (),
 ) -> Verdict:
     """Decide between ``copies found``, ``no copies found`` and ``cannot tell``."""
     decision, headline = _decide(calibration, exposed_subjects, power)
+    copied = [vote for vote in volumes if vote.flagged]
+    if copied and calibration.holdout_subjects:
+        found = (
+            f"{len(copied)} of {count_of(len(volumes), 'synthetic volume')} {'is' if len(copied) == 1 else 'are'} "
+            f"flagged as {'a copy' if len(copied) == 1 else 'copies'}, by the slices together."
+        )
+        headline = f"{headline} {found}" if decision == "copies found" else found
+        decision = "copies found"
     if calibration.holdout_subjects == 0:
         uncalibrated = (
             "UNCALIBRATED: there is no holdout subject. Prepare with --holdout 0.2, or pass --holdout FOLDER."

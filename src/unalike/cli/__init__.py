@@ -20,6 +20,7 @@ from unalike import __version__
 from unalike.cli.audit import audit
 from unalike.cli.cohort import cohort
 from unalike.cli.demo import demo
+from unalike.cli.index import index
 from unalike.cli.inspect import inspect
 from unalike.cli.membership import membership
 from unalike.cli.phantom import phantom
@@ -30,7 +31,7 @@ from unalike.cli.sample import sample
 from unalike.cli.train import train
 from unalike.errors import SettingsError, UnalikeError
 
-_COMMANDS = (demo, recipes, prepare, inspect, sample, audit, membership, report, phantom)
+_COMMANDS = (demo, recipes, prepare, inspect, sample, audit, membership, index, report, phantom)
 _EPILOGUE = (
     "With any command: --debug shows where an error came from; --config FILE takes settings from a TOML file "
     "with one table per command ([prepare], [train.diffusion], …), over which flags win."

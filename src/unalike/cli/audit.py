@@ -23,10 +23,14 @@ def audit(
     name: str | None = None,
     seed: Seed = 0,
     device: Device = "auto",
+    scheduler: str | None = None,
+    workers: int | None = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Compare every synthetic image with every training image, exactly, and say who was copied and how sure that is.
+
+    An interrupted audit goes on where it was: repeat the command.
 
     Parameters
     ----------
@@ -40,6 +44,11 @@ def audit(
         Instead of --against: folder of the images the generator was trained on.
     holdout
         With --train: folder of images of other subjects. Without it nothing can be calibrated.
+    scheduler
+        Address of a Dask scheduler (tcp://host:8786) whose workers share the file system. Plain folders of pictures are
+        prepared in this machine's temporary folder, so with them all workers must be on this machine.
+    workers
+        Processes of this machine that work at once; default this one alone, which uses all cores as well as it can.
     name
         Title of the audit in reports; default the name of the synthetic folder.
     """
@@ -64,6 +73,8 @@ def audit(
         name=name,
         seed=seed,
         device=device,
+        scheduler=scheduler,
+        workers=workers,
     )
     try:
         page = write_report(out)

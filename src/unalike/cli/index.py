@@ -43,5 +43,7 @@ def index(
     print(f"channels: {', '.join(summary.channels)}")
     print(f"smallest p-value it can give: {summary.smallest_p:.3g}")
     for part in summary.stored:
-        place = part.place or ("in memory only" if part.bytes else "none for images of this size: all are read")
+        place = part.place or (
+            "in memory only" if part.bytes else "none for images of this size or depth: all are read"
+        )
         print(f"{part.what}: {place}" + (f", {part.bytes / 2**20:.1f} MiB" if part.bytes else ""))

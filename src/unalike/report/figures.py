@@ -21,10 +21,13 @@ from matplotlib.figure import Figure
 
 from unalike.records import FloatArray
 from unalike.report.pictures import SCATTER_COLOUR, Window, count_pixels, difference_palette, show_window
-from unalike.report.read import Audit, Pairs
+from unalike.report.read import Audit, Pairs, Power
+from unalike.report.words import format_number
 
 INK, PAPER = "#1c2024", "#ffffff"
 BINS = 40
+# Bins of p-values, and the fewest that still show a shape.
+P_BINS, LEAST_P_BINS = 20, 5
 # Pairs in the figure made for a paper; the page shows all of them.
 PAIRS_DRAWN = 6
 # Share of the pixel range that takes full colour in a difference picture.
@@ -70,6 +73,69 @@ def draw_distribution(audit: Audit, comparisons: Sequence[str], *, bins: FloatAr
         _draw_shares(axes, audit.highest[name], bins, STYLES[name], counted=True)
     _dress(axes, bins)
     axes.set_ylabel("share of images, %", color=INK)
+    _draw_legend(figure)
+    return figure
+
+
+def count_p_values(p_values: FloatArray, *, subjects: int) -> FloatArray:
+    """Shares (bins,) of the defined p-values in bins of equal width from 0 to 1; each bin holds its upper end.
+
+    By P subjects with one image each, p is a multiple of 1/(P + 1). For a small P the number of bins divides P + 1, so
+    that equally many values fall into each and nothing but chance makes bars differ.
+    """
+    steps = subjects + 1
+    bins = P_BINS
+    if steps < 2 * P_BINS:
+        bins = max(count for count in range(1, P_BINS + 1) if steps % count == 0)
+        bins = bins if bins >= LEAST_P_BINS else steps
+    values = p_values[np.isfinite(p_values)]
+    # An upper end that rounding pushed out a little still belongs to its bin.
+    places = np.clip(np.ceil(values * bins - 1e-9).astype(np.int64) - 1, 0, bins - 1)
+    shares: FloatArray = np.bincount(places, minlength=bins) / max(1, values.size)
+    return shares
+
+
+def draw_p_values(p_values: FloatArray, *, subjects: int) -> Figure:
+    """Draw how often p-values of synthetic images (n,) occur: flat if nothing was copied, high at 0 for copies."""
+    figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+    axes = figure.subplots()
+    shares = 100.0 * count_p_values(p_values, subjects=subjects)
+    edges = np.linspace(0.0, 1.0, len(shares) + 1)
+    style = STYLES["synthetic-train"]
+    axes.stairs(shares, edges, fill=True, color=style.colour, alpha=style.fill, linewidth=0)
+    label = f"synthetic images (n = {int(np.isfinite(p_values).sum()):,})"
+    axes.stairs(shares, edges, color=style.colour, linewidth=1.6, label=label)
+    axes.axhline(100.0 / len(shares), color=INK, linewidth=1.0, linestyle=(0, (1, 2)), label="if nothing is copied")
+    _dress(axes, edges, label=False)
+    axes.set_xlabel("p-value of an image", color=INK)
+    axes.set_ylabel("share of images, %", color=INK)
+    _draw_legend(figure)
+    return figure
+
+
+def draw_power(rows: Sequence[Power]) -> Figure:
+    """Draw for each change the share of planted copies caught above that of changed holdout images, with intervals."""
+    figure = Figure(figsize=(7.2, 1.0 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(rows))
+    for name, label, shift in (("planted", "planted copies", -0.19), ("sham", "holdout images changed alike", 0.19)):
+        style = STYLES["synthetic-train" if name == "planted" else "holdout-train"]
+        shown = [(place, estimate) for place, row in enumerate(rows) if (estimate := getattr(row, name)) is not None]
+        shown = [(place, estimate) for place, estimate in shown if np.isfinite(estimate.value)]
+        where = places[[place for place, _ in shown]] + shift
+        values = np.asarray([100.0 * estimate.value for _, estimate in shown])
+        ends = np.asarray([(100.0 * estimate.low, 100.0 * estimate.high) for _, estimate in shown]).reshape(-1, 2)
+        axes.barh(where, values, height=0.36, color=style.colour, alpha=0.35, linewidth=0)
+        axes.hlines(where, ends[:, 0], ends[:, 1], color=style.colour, linewidth=1.6)
+        marker = "o" if name == "planted" else "s"
+        axes.plot(values, where, marker, color=style.colour, markersize=4.5, label=label, clip_on=False)
+    axes.set_yticks(places, [row.change for row in rows], parse_math=False)
+    axes.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6))
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(INK)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.tick_params(axis="y", length=0, pad=7)
+    axes.set_xlabel("share caught, %", color=INK)
     _draw_legend(figure)
     return figure
 
@@ -149,12 +215,12 @@ def draw_pairs(pairs: Pairs, *, channel: int) -> Figure:
         signed = synthetic.astype(np.float64) - train.astype(np.float64)
         axes[2].imshow(signed, cmap=colours, vmin=-full, vmax=full, interpolation="nearest")
         _draw_density(axes[3], count_pixels(synthetic, train, window=window), window)
-        axes[0].set_ylabel(f"r = {pairs.similarity[row]:.3f}", color=INK, fontsize=9)
+        axes[0].set_ylabel(f"r = {format_number(pairs.correlation[row])}", color=INK, fontsize=9)
         for place in axes:
             place.set_box_aspect(synthetic.shape[0] / synthetic.shape[1])
             place.set_xticks([])
             place.set_yticks([])
-    titles = ("synthetic", "closest training image", f"difference, ±{full:.0f}", "pixel values")
+    titles = ("synthetic", "training image", f"difference, ±{full:.0f}", "pixel values")
     for place, text in zip(grid[0], titles, strict=True):
         place.set_title(text, fontsize=9, color=INK)
     return figure

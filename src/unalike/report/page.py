@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup, escape
+import numpy.typing as npt
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from unalike import folders
 from unalike.errors import FolderError, SettingsError
-from unalike.records import FloatArray
+from unalike.records import Estimate, FloatArray
 from unalike.report import figures, pictures
 from unalike.report.pictures import Picture
+from unalike.report.poses import AS_IT_IS
 from unalike.report.read import COMPARISONS, Audit, Pairs, read_audit
+from unalike.report.statistics import PER_COMPARISON, STATISTICS, Statistic
+from unalike.report.words import (
+    format_count,
+    format_expected,
+    format_number,
+    format_percent,
+    format_probability,
+    format_value,
+)
 
 # Characters of picture data in a page: it must open on a phone and pass through a hospital's mail.
 PICTURE_BUDGET = 6_500_000
@@ -53,10 +65,23 @@ class PairView:
     seed: int
     subject: str
     similarity: float
+    correlation: float
+    measure: str
+    pose: str
+    turned: bool
     p_value: float
     q_value: float
     flagged: bool
     channels: tuple[ChannelView, ...]
+
+
+@dataclass(frozen=True)
+class StatisticView:
+    """A statistic of the whole set with its values: comparison (empty if there is only one), estimate, or why none."""
+
+    statistic: Statistic
+    values: tuple[tuple[str, Estimate | None], ...]
+    absent: str
 
 
 @dataclass(frozen=True)
@@ -68,6 +93,9 @@ class AuditView:
     icon: str
     figures: dict[str, Markup]
     pairs: tuple[PairView, ...]
+    statistics: tuple[StatisticView, ...]
+    spoke: tuple[tuple[str, int], ...]
+    turned: int
     reduced: bool
 
 
@@ -144,23 +172,68 @@ def _view(audit: Audit, number: int, *, budget: int) -> AuditView:
         icon=ICONS.get(audit.content["verdict"]["decision"], "unclear"),
         figures=_draw_figures(audit, audit.folder / folders.FIGURES, anchor=anchor),
         pairs=_view_pairs(audit, budget=budget),
+        statistics=tuple(_view_statistic(audit, statistic) for statistic in STATISTICS if _was_made(audit, statistic)),
+        spoke=tuple(Counter(audit.queries.measure[_told(audit)].tolist()).most_common()),
+        turned=int((audit.queries.pose[_told(audit)] != AS_IT_IS).sum()),
         reduced=max(audit.size) > pictures.LARGEST_SIDE,
     )
+
+
+def _told(audit: Audit) -> npt.NDArray[np.bool_]:
+    """Flagged images of which the audit tells the measure and the pose."""
+    told: npt.NDArray[np.bool_] = audit.queries.flagged & (audit.queries.measure != "")
+    return told
+
+
+def _was_made(audit: Audit, statistic: Statistic) -> bool:
+    """Older audits made fewer statistics; the newer ones all made distance ratios."""
+    old = ("mean_highest_correlation", "mean_correlation", "excess_over_holdout", "flagged_share", "exposed_subjects")
+    return statistic.key in old or bool(audit.per_comparison["distance_ratio"])
+
+
+def _view_statistic(audit: Audit, statistic: Statistic) -> StatisticView:
+    counts = audit.content["counts"]
+    absent = "no holdout" if not counts["holdout"] else "not measured"
+    if statistic.key in PER_COMPARISON:
+        found = audit.per_comparison[statistic.key]
+        names = [name for name in COMPARISONS if name in found or statistic.key != "distance_ratio"]
+        return StatisticView(statistic, tuple((name, found.get(name)) for name in names), absent)
+    judged = audit.can_flag or statistic.key not in ("flagged_share", "exposed_subjects")
+    if not judged:
+        absent = "undefined: too few holdout subjects" if counts["holdout"] else "undefined: no holdout"
+    elif statistic.key in ("exposed_subjects_in_the_long_run", "further_subjects_if_doubled"):
+        absent = "undefined: nobody is exposed so far"
+    elif statistic.key == "copy_rate_at_most" and counts["holdout"]:
+        absent = "undefined: the power was not measured"
+    estimate = audit.estimates.get(statistic.key)
+    if statistic.key == "exposed_subjects":
+        exposed, total = float(audit.content["exposed_subjects"]), int(counts["train_subjects"])
+        estimate = Estimate(exposed, math.nan, math.nan, total, "count in this sample")
+    return StatisticView(statistic, (("", estimate if judged else None),), absent)
 
 
 def _draw_figures(audit: Audit, directory: Path, *, anchor: str) -> dict[str, Markup]:
     """Write the audit's figures and return those that the page shows, by name."""
     directory.mkdir(exist_ok=True)
     drawn = {}
+
+    def keep(name: str, figure: Figure, label: str) -> None:
+        svg = figures.save_figure(figure, directory / name)
+        drawn[name] = Markup(figures.inline_svg(svg, prefix=f"{anchor}-{name}", label=label))  # noqa: S704
+
     bins = figures.choose_bins(list(audit.highest.values()))
     for name, wanted in DISTRIBUTIONS.items():
         comparisons = [comparison for comparison in wanted if comparison in audit.highest]
         # With nothing to set it against, the second figure would repeat the first.
         if comparisons and (name == "highest-correlations" or len(comparisons) > 1):
             figure = figures.draw_distribution(audit, comparisons, bins=bins)
-            label = f"Histogram of highest correlations: {', '.join(comparisons)}"
-            svg = figures.save_figure(figure, directory / name)
-            drawn[name] = Markup(figures.inline_svg(svg, prefix=f"{anchor}-{name}", label=label))  # noqa: S704
+            keep(name, figure, f"Histogram of highest correlations: {', '.join(comparisons)}")
+    subjects = int(audit.content["calibration"]["holdout_subjects"])
+    if subjects and np.isfinite(audit.queries.p_value).any():
+        keep("p-values", figures.draw_p_values(audit.queries.p_value, subjects=subjects), "Histogram of p-values")
+    if audit.power:
+        label = "Shares of planted copies and of changed holdout images caught, by change"
+        keep("power", figures.draw_power(audit.power), label)
     if audit.pairs:
         channel = audit.channels.index(audit.compared[0])
         figures.save_figure(figures.draw_pairs(audit.pairs, channel=channel), directory / "closest-pairs")
@@ -178,7 +251,7 @@ def _draw_overview(audits: Sequence[Audit], directory: Path) -> Markup:
 
 
 def _view_pairs(audit: Audit, *, budget: int) -> tuple[PairView, ...]:
-    """Draw pairs, closest first, until the page's share of picture data is used up."""
+    """Draw pairs, in their order, until the page's share of picture data is used up."""
     pairs = audit.pairs
     if pairs is None:
         return ()
@@ -188,28 +261,31 @@ def _view_pairs(audit: Audit, *, budget: int) -> tuple[PairView, ...]:
         for channel, name in enumerate(names)
     ]
     views: list[PairView] = []
-    for row in np.argsort(-pairs.similarity, kind="stable"):
+    for row in range(len(pairs)):
         channels = tuple(
-            _view_channel(pairs, int(row), channel, name=name, compared=name in compared, window=windows[channel])
+            _view_channel(pairs, row, channel, name=name, compared=name in compared, window=windows[channel])
             for channel, name in enumerate(names)
         )
         budget -= sum(_weight(channel) for channel in channels)
         if budget < 0 and views:
             break
-        views.append(_view_pair(audit, pairs, int(row), channels))
+        views.append(_view_pair(pairs, row, channels))
     return tuple(views)
 
 
-def _view_pair(audit: Audit, pairs: Pairs, row: int, channels: tuple[ChannelView, ...]) -> PairView:
-    index = int(pairs.synthetic_index[row])
+def _view_pair(pairs: Pairs, row: int, channels: tuple[ChannelView, ...]) -> PairView:
     return PairView(
-        synthetic_index=index,
+        synthetic_index=int(pairs.synthetic_index[row]),
         train_index=int(pairs.train_index[row]),
         seed=int(pairs.seed[row]),
         subject=str(pairs.train_subject[row]),
         similarity=float(pairs.similarity[row]),
+        correlation=float(pairs.correlation[row]),
+        measure=str(pairs.measure[row]),
+        pose=str(pairs.pose[row]),
+        turned=str(pairs.pose[row]) != AS_IT_IS,
         p_value=float(pairs.p_value[row]),
-        q_value=audit.q_values.get(index, math.nan),
+        q_value=float(pairs.q_value[row]),
         flagged=bool(pairs.flagged[row]),
         channels=channels,
     )
@@ -255,6 +331,8 @@ def _render(views: Sequence[AuditView], *, title: str | None, shareable: bool, o
         "percent": format_percent,
         "count": format_count,
         "probability": format_probability,
+        "expected": format_expected,
+        "as_kind": format_value,
     }
     default = f"Comparison of {len(views)} audits" if len(views) > 1 else views[0].audit.name
     try:
@@ -276,41 +354,3 @@ def _render(views: Sequence[AuditView], *, title: str | None, shareable: bool, o
     except (jinja2.UndefinedError, KeyError, TypeError) as error:
         damaged = ", ".join(str(view.audit.header.path) for view in views)
         raise FolderError(f"{damaged} lacks something a report needs ({error}). Run the audit again.") from error
-
-
-def _defined(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def format_number(value: float | None, digits: int = 3) -> str:
-    """Write a number with a true minus sign, or say that it is undefined."""
-    return f"{value:.{digits}f}".replace("-", "−") if _defined(value) else "undefined"
-
-
-def format_percent(value: float | None, digits: int = 1) -> str:
-    """Write a share in percent. Only nothing is 0%, and only all is 100%."""
-    if value is None or not math.isfinite(value):
-        return "undefined"
-    if value in (0.0, 1.0):
-        return f"{100 * value:.0f}%"
-    least = 10.0**-digits
-    if 0.0 < value < least / 200:
-        return f"< {least:.{digits}f}%"
-    if 1.0 > value > 1.0 - least / 200:
-        return f"> {100 - least:.{digits}f}%"
-    return f"{100 * value:.{digits}f}%".replace("-", "−")
-
-
-def format_count(value: int | None) -> str:
-    """Write a whole number with separators."""
-    return f"{int(value or 0):,}" if _defined(value) else "undefined"
-
-
-def format_probability(value: float | None) -> Markup:
-    """Write a p-value to two significant digits, without powers of ten down to a millionth."""
-    if value is None or not math.isfinite(value):
-        return escape("undefined")
-    if 0.0 < value < 1e-6:
-        return Markup("&lt;&nbsp;0.000001")
-    digits = 1 if value <= 0.0 else 1 - math.floor(math.log10(value))
-    return escape(f"{value:.{digits}f}")

@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
@@ -19,22 +20,53 @@ from pyarrow import ArrowException
 from unalike import folders
 from unalike.errors import FolderError
 from unalike.records import Estimate, FloatArray, IntArray, TextArray, estimate_from_json
+from unalike.report.poses import AS_IT_IS, lay_like_query
+from unalike.report.statistics import PER_COMPARISON
+from unalike.seeds import generator_for
+from unalike.stats.intervals import estimate_mean
 
 COMPARISONS = ("synthetic-train", "holdout-train", "synthetic-holdout")
-PER_COMPARISON = ("mean_highest_correlation", "mean_correlation")
-SHARES = ("flagged_share", "beyond_holdout_share", "exposed_subjects_share", "excess_over_holdout")
+SINGLE = (
+    "flagged_share",
+    "beyond_holdout_share",
+    "exposed_subjects_share",
+    "excess_over_holdout",
+    "closer_to_train_share",
+    "copy_rate_at_most",
+    "exposed_subjects_in_the_long_run",
+    "further_subjects_if_doubled",
+)
 REQUIRED = ("name", "verdict", "counts", "channels", "calibration", "estimates")
 
 Pixels = npt.NDArray[np.unsignedinteger[Any]]
 BoolArray = npt.NDArray[np.bool_]
 
 
+# Arrays of the evidence; audits of all versions wrote them.
+STORED = (
+    "synthetic",
+    "train",
+    "neighbours",
+    "neighbour_valid",
+    "synthetic_index",
+    "train_index",
+    "similarity",
+    "p_value",
+    "flagged",
+    "seed",
+    "train_subject",
+)
+
+
 @dataclass(frozen=True)
 class Pairs:
-    """The closest synthetic images, each beside the training image that it matches best.
+    """The synthetic images that look most like copies, each beside the training image that it would be a copy of.
 
     Pictures are (pairs, channels, height, width); ``neighbours`` has the slices before and after the training
-    image in its volume, where ``neighbour_valid`` says that there are any.
+    image in its volume, where ``neighbour_valid`` says that there are any. Where the match was found in another
+    ``pose``, training image and neighbours are already turned to lie as the synthetic image does.
+    ``similarity`` is the highest correlation with any training image, nothing turned; ``correlation`` that of the two
+    pictures as shown. ``measure`` (which spoke loudest) is empty in audits that had only one.
     """
 
     synthetic: Pixels
@@ -44,10 +76,14 @@ class Pairs:
     synthetic_index: IntArray
     train_index: IntArray
     similarity: FloatArray
+    correlation: FloatArray
     p_value: FloatArray
+    q_value: FloatArray
     flagged: BoolArray
     seed: IntArray
     train_subject: TextArray
+    measure: TextArray
+    pose: TextArray
 
     def __len__(self) -> int:
         """Count the pairs."""
@@ -67,11 +103,52 @@ class Exposed:
 
 @dataclass(frozen=True)
 class Power:
-    """One kind of change: the share of planted copies caught, and of changed holdout images flagged."""
+    """One kind of change: the share of planted copies caught, and of changed holdout images flagged.
+
+    ``by_measure`` is the share of planted copies that each measure alone would catch; empty in older audits.
+    """
 
     change: str
     planted: Estimate | None
     sham: Estimate | None
+    by_measure: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One kind of evidence: its name, how much it counts beside the others, and what it shows."""
+
+    name: str
+    weight: float
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the table of synthetic images says of each (n,); texts are empty in audits that had one measure only."""
+
+    query: IntArray
+    subject: TextArray
+    p_value: FloatArray
+    q_value: FloatArray
+    flagged: BoolArray
+    measure: TextArray
+    pose: TextArray
+
+    def place_of(self, rows: IntArray) -> IntArray:
+        """Where the images in these rows of the samples stand in the table; LookupError if one does not."""
+        places = {row: place for place, row in enumerate(self.query.tolist())}
+        return np.asarray([places[row] for row in rows.tolist()], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """The best matches by another measure: their mean, and how many are the best match by correlation too."""
+
+    measure: str
+    mean: Estimate
+    same: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -84,12 +161,14 @@ class Audit:
     channels: tuple[str, ...]
     compared: tuple[str, ...]
     size: tuple[int, int]
-    measures: Mapping[str, Mapping[str, Estimate]]
+    per_comparison: Mapping[str, Mapping[str, Estimate]]
+    measures: tuple[Measure, ...]
     estimates: Mapping[str, Estimate]
     power: tuple[Power, ...]
     highest: Mapping[str, FloatArray]
     exposure: tuple[Exposed, ...]
-    q_values: Mapping[int, float]
+    queries: Queries
+    reranked: tuple[Reranked, ...]
     pairs: Pairs | None
 
     @property
@@ -144,12 +223,14 @@ def read_audit(folder: Path, *, shareable: bool) -> Audit:
         described, given = content["channels"], content["estimates"]
         channels, compared = tuple(described["all"]), tuple(described["compared"])
         size = int(described["height"]), int(described["width"])
-        measures = {name: _estimates(given.get(name) or {}) for name in PER_COMPARISON}
-        estimates = _estimates({name: given.get(name) for name in SHARES})
-        power = tuple(
-            Power(str(row["change"]), _estimate(row.get("planted")), _estimate(row.get("sham")))
-            for row in content.get("power") or []
+        per_comparison = {name: _estimates(given.get(name) or {}) for name in PER_COMPARISON}
+        estimates = _estimates({name: given.get(name) for name in SINGLE})
+        measures = tuple(
+            Measure(str(row["name"]), float(row["weight"]), str(row["meaning"]))
+            for row in content.get("measures") or []
         )
+        power = tuple(_read_power(row) for row in content.get("power") or [])
+    queries, best = _read_queries(folder), _read_best(folder)
     return Audit(
         folder=folder,
         header=header,
@@ -157,13 +238,15 @@ def read_audit(folder: Path, *, shareable: bool) -> Audit:
         channels=channels,
         compared=compared,
         size=size,
+        per_comparison=per_comparison,
         measures=measures,
         estimates=estimates,
         power=power,
-        highest=_read_highest(folder),
+        highest=_highest(best),
         exposure=exposure,
-        q_values={} if shareable else _read_q_values(folder),
-        pairs=None if shareable else _read_pairs(folder, channels=channels, size=size),
+        queries=queries,
+        reranked=_read_reranked(folder, header, best=best, queries=queries),
+        pairs=None if shareable else _read_pairs(folder, queries, channels=channels, compared=compared, size=size),
     )
 
 
@@ -186,13 +269,23 @@ def _estimates(entries: Mapping[str, Any]) -> dict[str, Estimate]:
     return {key: estimate_from_json(entry) for key, entry in entries.items() if entry is not None}
 
 
-def _read_highest(folder: Path) -> dict[str, FloatArray]:
-    """Similarity of each image with its best match, per comparison that the audit made."""
+def _read_power(row: Mapping[str, Any]) -> Power:
+    alone = {str(name): _number(share) for name, share in (row.get("by_measure") or {}).items()}
+    return Power(str(row["change"]), _estimate(row.get("planted")), _estimate(row.get("sham")), alone)
+
+
+def _read_best(folder: Path) -> pa.Table:
+    """Each image with its best match, of every comparison that the audit made."""
     path = folder / folders.MATCHES
     with _damaged(path):
-        table = pq.read_table(path, columns=["comparison", "similarity"], filters=[("rank", "==", 1)])
-        comparison = np.asarray(table["comparison"].to_pylist(), dtype=np.str_)
-        similarity = table["similarity"].to_numpy().astype(np.float64)
+        columns = ["comparison", "query", "reference", "similarity"]
+        return pq.read_table(path, columns=columns, filters=[("rank", "==", 1)])
+
+
+def _highest(best: pa.Table) -> dict[str, FloatArray]:
+    """Similarity of each image with its best match, by comparison."""
+    comparison = np.asarray(best["comparison"].to_pylist(), dtype=np.str_)
+    similarity = best["similarity"].to_numpy().astype(np.float64)
     found = {name: similarity[comparison == name] for name in COMPARISONS}
     return {name: values for name, values in found.items() if values.size}
 
@@ -207,12 +300,60 @@ def _read_subjects(folder: Path) -> set[str]:
     return {str(subject) for subject in subjects if subject}
 
 
-def _read_q_values(folder: Path) -> dict[int, float]:
+def _read_queries(folder: Path) -> Queries:
     path = folder / folders.QUERIES
     with _damaged(path):
-        table = pq.read_table(path, columns=["query", "q_value"])
-        q_values = table["q_value"].to_numpy().astype(np.float64)
-        return dict(zip(table["query"].to_pylist(), q_values.tolist(), strict=True))
+        table = pq.read_table(path)
+        nothing = [""] * table.num_rows
+
+        def text(name: str) -> TextArray:
+            given = table[name].to_pylist() if name in table.column_names else nothing
+            return np.asarray(given, dtype=np.str_)
+
+        return Queries(
+            query=table["query"].to_numpy().astype(np.int64),
+            subject=np.asarray(table["subject"].to_pylist(), dtype=np.str_),
+            p_value=table["p_value"].to_numpy().astype(np.float64),
+            q_value=table["q_value"].to_numpy().astype(np.float64),
+            flagged=np.asarray(table["flagged"].to_pylist(), dtype=np.bool_),
+            measure=text("measure"),
+            pose=text("pose"),
+        )
+
+
+def _read_reranked(folder: Path, header: folders.Header, *, best: pa.Table, queries: Queries) -> tuple[Reranked, ...]:
+    """The best matches by other measures, where the audit looked for any."""
+    path = folder / folders.RERANKED
+    if not path.is_file() and folders.RERANKED not in header.content.get("tables", {}):
+        return ()
+    with _damaged(path):
+        columns = ["measure", "query", "reference", "similarity"]
+        table = pq.read_table(path, columns=columns, filters=[("rank", "==", 1)])
+        copied = best.filter(pc.equal(best["comparison"], "synthetic-train"))
+        by_correlation = dict(zip(copied["query"].to_pylist(), copied["reference"].to_pylist(), strict=True))
+        names = dict.fromkeys(table["measure"].to_pylist())  # in the order of the file
+        return tuple(
+            _rerank(name, table.filter(pc.equal(table["measure"], name)), by_correlation, queries, header.seed)
+            for name in names
+        )
+
+
+def _rerank(name: str, table: pa.Table, by_correlation: Mapping[int, int], queries: Queries, seed: int) -> Reranked:
+    rows = table["query"].to_numpy().astype(np.int64)
+    values = table["similarity"].to_numpy().astype(np.float64)
+    values = np.where(np.isfinite(values), values, np.nan)
+    pairs = zip(rows.tolist(), table["reference"].to_pylist(), strict=True)
+    defined = np.isfinite(values).tolist()
+    return Reranked(
+        measure=name,
+        mean=estimate_mean(
+            values, queries.subject[queries.place_of(rows)], random=generator_for(seed, f"report {name}")
+        ),
+        same=sum(
+            by_correlation[row] == reference for (row, reference), known in zip(pairs, defined, strict=True) if known
+        ),
+        images=sum(defined),
+    )
 
 
 def _read_exposure(folder: Path) -> tuple[Exposed, ...]:
@@ -236,14 +377,44 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _read_pairs(folder: Path, *, channels: tuple[str, ...], size: tuple[int, int]) -> Pairs:
+def _read_pairs(
+    folder: Path, queries: Queries, *, channels: tuple[str, ...], compared: tuple[str, ...], size: tuple[int, int]
+) -> Pairs:
     path = folder / folders.EVIDENCE
     with _damaged(path), path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-        pairs = Pairs(**{name: arrays[name] for name in Pairs.__dataclass_fields__})
-        expected = (len(pairs.similarity), len(channels), *size)
-        if pairs.synthetic.shape != expected or pairs.train.shape != expected:
+        stored = {name: arrays[name] for name in STORED}
+        expected = (len(stored["similarity"]), len(channels), *size)
+        if stored["synthetic"].shape != expected or stored["train"].shape != expected:
             raise ValueError(f"its pictures are not {expected} as the header says")
-        return pairs
+        order = np.lexsort((-stored["similarity"], np.nan_to_num(stored["p_value"], nan=2.0), ~stored["flagged"]))
+        stored = {name: values[order] for name, values in stored.items()}
+        return _turn(stored, queries, [channels.index(name) for name in compared])
+
+
+def _turn(stored: dict[str, Any], queries: Queries, compared: list[int]) -> Pairs:
+    """Lay training images as the synthetic ones lie, and correlate what is then shown."""
+    places = queries.place_of(stored["synthetic_index"])
+    equal = (stored["synthetic"] == stored["train"]).all(axis=(1, 2, 3))
+    # An equal image needs no turning, whatever the measure found in a symmetric picture.
+    poses = np.where(equal | (queries.pose[places] == ""), AS_IT_IS, queries.pose[places])
+    for name in ("train", "neighbours"):
+        turned = [lay_like_query(pictures, pose) for pictures, pose in zip(stored[name], poses.tolist(), strict=True)]
+        stored[name] = np.stack(turned) if turned else stored[name]
+    left, right = (stored[name][:, compared].reshape(len(poses), -1) for name in ("synthetic", "train"))
+    return Pairs(
+        **stored,
+        correlation=np.asarray([_correlate(*each) for each in zip(left, right, strict=True)], dtype=np.float64),
+        q_value=queries.q_value[places],
+        measure=queries.measure[places],
+        pose=poses,
+    )
+
+
+def _correlate(first: Pixels, second: Pixels) -> float:
+    """Pearson's correlation of two pictures; NaN if either is constant."""
+    centred = [pixels.astype(np.float64) - pixels.mean() for pixels in (first, second)]
+    norm = float(np.sqrt((centred[0] @ centred[0]) * (centred[1] @ centred[1])))
+    return float(np.clip(centred[0] @ centred[1] / norm, -1.0, 1.0)) if norm > 0 else float("nan")
 
 
 def _without_pseudonyms(content: Any, subjects: set[str]) -> Any:

@@ -135,8 +135,9 @@ def _assemblage(counts: IntArray, seen: _Seen) -> FloatArray:
     """
     n, f1, f2 = seen.copies, seen.once, seen.twice
     # Coverage by Good and Turing as improved by Chao & Jost 2012; without doubletons with their f₁(f₁ − 1)/2.
-    known = (n - 1) * f1 / max((n - 1) * f1 + 2 * f2, 1) if f2 else (n - 1) * (f1 - 1) / ((n - 1) * (f1 - 1) + 2)
-    beyond = f1 / n * max(known, 0.0) if f1 else 0.0
+    once = f1 if f2 else max(f1 - 1, 0)
+    known = (n - 1) * once / ((n - 1) * once + 2 * max(f2, 1))
+    beyond = f1 / n * known
     raw = counts / n
     missed = (1 - raw) ** n
     scale = beyond / float((raw * missed).sum()) if beyond else 0.0
