@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from tests.audit.test_audit import PATTERN, new_people, write_samples
 
 from unalike import folders
@@ -30,7 +31,7 @@ from unalike.audit.settings import AuditSettings
 from unalike.cohort.build import prepare_cohort
 from unalike.cohort.settings import PrepareSettings
 from unalike.cohort.store import ImageFolder
-from unalike.engine import Progress
+from unalike.engine import Progress, map_in_order
 from unalike.errors import FolderError, SettingsError
 from unalike.similarity.correlation import correlate
 
@@ -38,29 +39,42 @@ SETTINGS = AuditSettings(planted=4)
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks() -> Iterator[None]:
     """Some queries a block, so that a handful of images fills several."""
-    monkeypatch.setattr(search, "QUERIES", 8)
-    monkeypatch.setattr(search, "QUERIES_ELSEWHERE", 5)
-    monkeypatch.setattr(blocks, "AT_ONCE", 8)
-    monkeypatch.setattr(blocks, "CHANGES", {name: blocks.CHANGES[name] for name in list(blocks.CHANGES)[:2]})
-    monkeypatch.setattr("unalike.audit.power.CHANGES", blocks.CHANGES)
+    changes = {name: blocks.CHANGES[name] for name in list(blocks.CHANGES)[:2]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "QUERIES", 8)
+        patch.setattr(search, "QUERIES_ELSEWHERE", 5)
+        patch.setattr(blocks, "AT_ONCE", 8)
+        patch.setattr(blocks, "CHANGES", changes)
+        patch.setattr("unalike.audit.power.CHANGES", changes)
+        yield
 
 
-@pytest.fixture
-def cohort(make_pictures: Callable[..., Path], tmp_path: Path) -> ImageFolder:
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
     """30 subjects with 1 image each, a third of them held out."""
-    source = make_pictures(subjects=30, images=1)
+    place = tmp_path_factory.mktemp("cohort")
+    (place / "pictures").mkdir()
+    for subject, image in enumerate(new_people(30, seed=0)):
+        Image.fromarray(image[0]).save(place / "pictures" / f"p{subject:03d}_0.png")
     settings = PrepareSettings(subject_pattern=PATTERN, holdout=1 / 3)
-    return prepare_cohort(source=source, out=tmp_path / "cohort", settings=settings)
+    return prepare_cohort(source=place / "pictures", out=place / "cohort", settings=settings)
 
 
-@pytest.fixture
-def samples(cohort: ImageFolder, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def samples(cohort: ImageFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 images of whom the first 3 are copies."""
     copies = cohort.read(cohort.rows("train")[:3])
-    return write_samples(tmp_path / "s", np.concatenate([copies, new_people(17)]), cohort)
+    place = tmp_path_factory.mktemp("samples")
+    return write_samples(place / "s", np.concatenate([copies, new_people(17)]), cohort)
+
+
+@pytest.fixture(scope="module")
+def whole(cohort: ImageFolder, samples: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an audit comes to that nothing interrupts."""
+    return tables_of(cohort, samples, tmp_path_factory.mktemp("whole") / "audit")
 
 
 def tables_of(cohort: ImageFolder, samples: Path, out: Path, **options: Any) -> dict[str, Any]:
@@ -81,14 +95,15 @@ class Counter:
     """Counts the blocks that are worked out, and stops before one of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.call, self.parts, self.stop_after, self.error = blocks._Task.__call__, [], 10**6, KeyboardInterrupt()
-        counter = self
+        self.parts: list[tuple[str, Part]] = []
+        self.stop_after = 10**6
+        counter, work = self, blocks._Task.__call__
 
         def call(task: Any, part: Part, progress: Progress | None = None) -> Arrays:
             if len(counter.parts) >= counter.stop_after:
-                raise counter.error
+                raise KeyboardInterrupt
             counter.parts.append((task.work.__name__, part))
-            return counter.call(task, part, progress)
+            return work(task, part, progress)
 
         monkeypatch.setattr(blocks._Task, "__call__", call)
 
@@ -96,7 +111,7 @@ class Counter:
         """Audit until so many blocks are worked out; gives them."""
         self.parts.clear()
         self.stop_after = after
-        with pytest.raises(type(self.error)):
+        with pytest.raises(KeyboardInterrupt):
             tables_of(*arguments, **options)
         done = list(self.parts)
         self.parts.clear()
@@ -119,12 +134,15 @@ EVERYTHING = [
 
 @pytest.mark.parametrize("after", [0, 1, 7, 14, 19])
 def test_interrupted_anywhere_gives_the_same(
-    cohort: ImageFolder, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    cohort: ImageFolder,
+    samples: Path,
+    whole: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
 ) -> None:
     """What was worked out is not worked out again; nothing is left where nothing was."""
     out, counter = tmp_path / "audit", Counter(monkeypatch)
-    whole = tables_of(cohort, samples, tmp_path / "whole")
-    assert counter.parts == EVERYTHING
     assert counter.interrupt(after, cohort, samples, out) == EVERYTHING[:after]
     assert out.exists() == (after > 0)
     assert len(files_of(out)) == after
@@ -152,10 +170,9 @@ def test_interrupted_again_and_again(
 
 
 def test_interrupted_while_tables_are_written(
-    cohort: ImageFolder, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: ImageFolder, samples: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, counter = tmp_path / "audit", Counter(monkeypatch)
-    whole = tables_of(cohort, samples, tmp_path / "whole")
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -176,22 +193,18 @@ def test_plain_folders_go_on_too(
     train, holdout = make_pictures("t", subjects=10), make_pictures("h", subjects=6, seed=1)
     fakes = make_pictures("f", subjects=9, images=1, seed=2)
     out, counter = tmp_path / "audit", Counter(monkeypatch)
-    options = {
-        "synthetic": fakes,
-        "train": train,
-        "holdout": holdout,
-        "out": out,
-        "settings": AuditSettings(planted=0, subject_pattern=PATTERN),
-    }
+    options: dict[str, Any] = {"synthetic": fakes, "train": train, "holdout": holdout, "out": out}
+    options["settings"] = AuditSettings(planted=0, subject_pattern=PATTERN)
     counter.stop_after = 8
     with pytest.raises(KeyboardInterrupt):
         audit_samples(**options)
-    first = list(counter.parts)
+    counter.parts.clear()
     counter.stop_after = 10**6
     audit_samples(**options)
-    assert len(counter.parts) == len(set(map(str, first))) + len(counter.parts[8:])
-    assert ("examine_part", (0, 8)) not in first
-    assert [name for name, _ in counter.parts[8:]].count("examine_part") == 4
+    # Left are the evidence of the holdout, and train thinned out to its size.
+    assert counter.parts == [("examine_part", part) for part in [(0, 8), (8, 12)]] + [
+        ("compare_part", part) for part in [(0, 8), (8, 9)]
+    ]
 
 
 @pytest.mark.parametrize("change", ["samples", "seed"])
@@ -204,8 +217,8 @@ def test_with_other_inputs_blocks_are_ignored(
     if change == "samples":
         options = {"synthetic": write_samples(tmp_path / "other", new_people(20, seed=3), cohort)}
     again = tables_of(cohort, samples, out, **options)
-    # What is compared exactly knows no seed, and holdout → train no samples.
-    reused = EVERYTHING[:8] if change == "seed" else [*EVERYTHING[3:5], *EVERYTHING[11:13]]
+    # What is compared exactly knows no seed, and what becomes of holdout and train no samples.
+    reused = EVERYTHING[:8] if change == "seed" else [*EVERYTHING[3:5], *EVERYTHING[11:14]]
     left = [*EVERYTHING]
     for part in reused:
         left.remove(part)
@@ -225,10 +238,14 @@ def test_other_settings_are_refused(
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
 def test_a_damaged_block_is_worked_out_again(
-    cohort: ImageFolder, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+    cohort: ImageFolder,
+    samples: Path,
+    whole: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
 ) -> None:
     out, counter = tmp_path / "audit", Counter(monkeypatch)
-    whole = tables_of(cohort, samples, tmp_path / "whole")
     done = counter.interrupt(9, cohort, samples, out)
     victims = files_of(out)[::4]
     for victim in victims:
@@ -286,7 +303,7 @@ audit_samples(synthetic=synthetic, against=against, out=out, settings=AuditSetti
 
 
 def test_killed_in_the_middle(
-    cohort: ImageFolder, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: ImageFolder, samples: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL leaves no time for anything, and a lock that the system takes away."""
     out = tmp_path / "audit"
@@ -305,7 +322,7 @@ def test_killed_in_the_middle(
     assert found > 9
     made = tables_of(cohort, samples, out)
     assert len(counter.parts) == len(EVERYTHING) - found
-    assert made == tables_of(cohort, samples, tmp_path / "whole")
+    assert made == whole
 
 
 @contextlib.contextmanager
@@ -325,10 +342,9 @@ def start_cluster(scratch: Path) -> Iterator[Any]:
 
 @pytest.mark.filterwarnings("ignore")  # distributed warns of the worker that was killed and of its own shutdown
 def test_a_cluster_that_loses_a_worker_gives_the_same(
-    cohort: ImageFolder, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: ImageFolder, samples: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two worker processes, of which one is killed in mid-run: its blocks are worked out by the other."""
-    whole = tables_of(cohort, samples, tmp_path / "whole")
     with start_cluster(tmp_path / "scratch") as cluster:
         pids = [worker.pid for worker in cluster.workers.values()]
         save, saved = Workshop._save, []
@@ -339,28 +355,22 @@ def test_a_cluster_that_loses_a_worker_gives_the_same(
                 os.kill(pids[0], signal.SIGKILL)
             save(workshop, name, block)
 
+        def send(task: Any, parts: Any, **options: Any) -> Any:
+            assert len(repr(task)) < 2000  # paths, digests and numbers
+            return map_in_order(task, parts, **options)
+
         monkeypatch.setattr(Workshop, "_save", save_and_kill)
-        monkeypatch.setattr(blocks, "_Task", _refuse_here(blocks._Task))
+        monkeypatch.setattr(blocks, "map_in_order", send)
         made = tables_of(cohort, samples, tmp_path / "audit", scheduler=cluster.scheduler_address)
     assert len(saved) == len(set(saved)) == 4 + 2 + 4 + 3 + 2 + 4 + 4
     assert made == whole
 
 
-def _refuse_here(task: type) -> Callable[..., Any]:
-    """Tasks as before, of which we see what is sent: addresses and numbers."""
-    import pickle  # noqa: S403 - to measure what travels
-
-    def make(*arguments: Any, **options: Any) -> Any:
-        made = task(*arguments, **options)
-        assert len(pickle.dumps(made)) < 2000
-        return made
-
-    return make
-
-
-def test_processes_give_the_same(cohort: ImageFolder, samples: Path, tmp_path: Path) -> None:
-    whole = tables_of(cohort, samples, tmp_path / "whole")
-    assert tables_of(cohort, samples, tmp_path / "audit", workers=2) == whole
+@pytest.mark.parametrize("workers", [1, 3])
+def test_blocks_worked_on_at_once_give_the_same(
+    cohort: ImageFolder, samples: Path, whole: dict[str, Any], tmp_path: Path, workers: int
+) -> None:
+    assert tables_of(cohort, samples, tmp_path / "audit", workers=workers) == whole
 
 
 def test_workers_and_schedulers_that_cannot_be(cohort: ImageFolder, samples: Path, tmp_path: Path) -> None:
@@ -385,7 +395,7 @@ def test_a_worker_that_does_not_see_the_files_says_so(cohort: ImageFolder, tmp_p
 def test_a_worker_opens_the_same_set(cohort: ImageFolder, tmp_path: Path) -> None:
     """And keeps few of them."""
     images = ImageSet(cohort, cohort.rows("train")[::2])
-    shop = Workshop(tmp_path / "kept", workers=1)
+    shop = Workshop(tmp_path / "kept", scheduler="tcp://nowhere:1")
     with use_workshop(shop):
         shared = shop.share(images)
         assert shared.open() is images
@@ -441,7 +451,7 @@ def test_nothing_is_examined_twice_for_the_power(
     assert sum(examined) == 20 + 10 + 2 * 2 * 4
     images = ImageSet(cohort, cohort.rows("train"))
     with use_workshop(Workshop()) as shop:
-        options = {"channels": [0], "settings": SETTINGS, "seed": 0}
+        options: dict[str, Any] = {"channels": [0], "settings": SETTINGS, "seed": 0}
         examiner = blocks.BlockExaminer(images, workshop=shop, **options)
         pixels = new_people(5)
         found = examiner.examine([pixels])

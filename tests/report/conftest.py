@@ -18,6 +18,11 @@ from unalike.records import Estimate
 
 Pixels = npt.NDArray[np.unsignedinteger[Any]]
 NAN = float("nan")
+MEASURES = [
+    {"name": "raw", "weight": 0.25, "meaning": "correlation of plain pixels"},
+    {"name": "whitened", "weight": 1.0, "meaning": "finds noisy copies"},
+    {"name": "equalized", "weight": 1.0, "meaning": "finds blurred copies"},
+]
 
 
 def procedural_images(count: int, channels: int, side: int, *, seed: int, dtype: str = "uint8") -> Pixels:
@@ -65,6 +70,9 @@ class FakeAudit:
     dtype: str = "uint8"
     settings: Mapping[str, Any] = field(default_factory=lambda: {"level": 0.05, "cohort": "/hospital/cohort"})
     seed: int = 0
+    modern: bool = True  # False: as the first version wrote it, with one measure and fewer statistics
+    poses: tuple[str, ...] = ("as it is",)
+    reranked: bool = False
 
     @property
     def subjects(self) -> list[str]:
@@ -139,7 +147,7 @@ class FakeAudit:
             "beyond_holdout": flagged,
             "exposed_subjects": self.train_subjects if flagged else 0,
             "power": self.power_rows() if self.power else [],
-        }
+        } | ({"measures": MEASURES} if self.modern else {})
 
     def estimates(self, highest: Mapping[str, npt.NDArray[np.float64]], flagged: int) -> dict[str, Any]:
         """Estimates with plausible intervals; undefined without a holdout."""
@@ -156,12 +164,31 @@ class FakeAudit:
             for measure, scale in (("mean_highest_correlation", 1.0), ("mean_correlation", 0.8))
         }
         excess = means["synthetic-train"] - means.get("holdout-train", NAN)
+        if self.modern:
+            estimates |= self.further_estimates(flagged)
         return estimates | {
             "excess_over_holdout": Estimate(excess, excess - 0.02, excess + 0.02, self.holdout, boot),
             "flagged_share": share,
             "beyond_holdout_share": share if self.holdout else Estimate(NAN, NAN, NAN, 0, "no holdout"),
             "exposed_subjects_share": _share(self.train_subjects if flagged else 0, self.train_subjects),
         }
+
+    def further_estimates(self, flagged: int) -> dict[str, Any]:
+        """What the first version did not estimate; without a holdout or copies some are left out, as the audit does."""
+        boot = "bootstrap of subjects"
+        sides = ("synthetic-train", "holdout-train") if self.holdout else ("synthetic-train",)
+        ratios = {"synthetic-train": 0.123, "holdout-train": 0.946}
+        found: dict[str, Any] = {
+            "distance_ratio": {name: Estimate(ratios[name], ratios[name] - 0.01, 0.99, 128, boot) for name in sides}
+        }
+        if self.holdout:
+            found["closer_to_train_share"] = Estimate(0.625, 0.5, 0.75, self.synthetic, boot)
+        if self.power and self.holdout:
+            found["copy_rate_at_most"] = Estimate(0.9, 0.0, 0.987, self.synthetic, "Clopper–Pearson, one-sided")
+        if flagged:
+            found["exposed_subjects_in_the_long_run"] = Estimate(21.25, 9.0, 40.0, flagged, "Chao1")
+            found["further_subjects_if_doubled"] = Estimate(3.0, 0.5, 7.75, flagged, "iNEXT")
+        return found
 
     def power_rows(self) -> list[dict[str, Any]]:
         """Planted copies and their sham."""
@@ -173,6 +200,7 @@ class FakeAudit:
         }
         return [
             {"change": change, "planted": _share(hit, 64), "sham": _share(false, 64)}
+            | ({"by_measure": {"raw": 0.25, "whitened": hit / 64, "equalized": NAN}} if self.modern else {})
             for change, (hit, false) in caught.items()
         ]
 
@@ -205,9 +233,33 @@ class FakeAudit:
                 "flagged": query < flagged,
                 "beyond_holdout": query < flagged,
             }
+            | (
+                {
+                    "measure": "whitened" if query % 2 else "equalized",
+                    "reference": (query + 1) % self.train,
+                    "reference_subject": subjects[query % len(subjects)],
+                    "pose": self.poses[query % len(self.poses)],
+                }
+                if self.modern
+                else {}
+            )
             for query, value in enumerate(highest["synthetic-train"])
         ]
         _write(folder / folders.QUERIES, queries)
+        if self.reranked:
+            # The best match by correlation of image q is q + 1; every fourth has another by this measure.
+            again = [
+                {
+                    "measure": "ssim",
+                    "query": query,
+                    "rank": rank,
+                    "reference": (query + rank + (query % 4 == 0)) % self.train,
+                    "similarity": (NAN if np.isnan(value) else 0.75) if rank == 1 else 0.5,
+                }
+                for query, value in enumerate(highest["synthetic-train"])
+                for rank in (1, 2)
+            ]
+            _write(folder / folders.RERANKED, again)
         exposure = [
             {
                 "subject": subject,

@@ -11,14 +11,19 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from unalike.records import Estimate
 from unalike.report import write_report
-from unalike.report.figures import INK, STYLES, choose_bins, inline_svg
+from unalike.report.figures import INK, STYLES, choose_bins, count_p_values, draw_p_values, draw_power, inline_svg
 from unalike.report.pictures import Picture, draw_difference, draw_picture, draw_scatter, show_window
+from unalike.report.read import Power
 
 MakeAudit = Callable[..., Path]
-FIGURES = ("highest-correlations", "highest-correlations-with-holdout", "closest-pairs")
+SHAREABLE = ("highest-correlations", "highest-correlations-with-holdout", "p-values", "power")
+FIGURES = (*SHAREABLE, "closest-pairs")
 WHOLE = (0.0, 255.0)
 
 
@@ -41,7 +46,7 @@ def test_figures_are_kept_and_the_same_each_time(make_audit: MakeAudit) -> None:
 def test_a_shareable_report_draws_no_pairs(make_audit: MakeAudit) -> None:
     folder = make_audit()
     write_report(folder, shareable=True)
-    assert sorted(path.stem for path in (folder / "figures").glob("*.svg")) == sorted(FIGURES[:2])
+    assert sorted(path.stem for path in (folder / "figures").glob("*.svg")) == sorted(SHAREABLE)
 
 
 def test_drawing_leaves_matplotlib_as_it_was(make_audit: MakeAudit) -> None:
@@ -104,3 +109,47 @@ def test_large_pictures_are_averaged() -> None:
     drawn = draw_picture(board, window=WHOLE)
     assert (drawn.width, drawn.height) == (256, 256)
     assert (np.asarray(decode(drawn)) == 127).all()
+
+
+def test_p_values_fall_into_bins_that_hold_their_upper_end() -> None:
+    """By hand: 99 subjects, 20 bins of five steps each."""
+    p_values = np.array([0.01, 0.05, 0.06, 1.0, np.nan])
+    shares = count_p_values(p_values, subjects=99)
+    assert len(shares) == 20
+    assert shares[[0, 1, 19]].tolist() == [0.5, 0.25, 0.25]
+    assert count_p_values(np.array([np.nan]), subjects=99).tolist() == [0.0] * 20
+
+
+@pytest.mark.parametrize(
+    ("subjects", "bins"), [(1, 2), (4, 5), (8, 9), (12, 13), (22, 23), (32, 11), (39, 20), (1000, 20)]
+)
+def test_few_subjects_make_fewer_bins(subjects: int, bins: int) -> None:
+    assert len(count_p_values(np.array([1.0]), subjects=subjects)) == bins
+
+
+@given(st.integers(1, 38))
+def test_p_values_of_nobody_are_flat(subjects: int) -> None:
+    """All values that P subjects with an image each allow, once each, fill all bins alike."""
+    steps = subjects + 1
+    shares = count_p_values(np.arange(1, steps + 1) / steps, subjects=subjects)
+    np.testing.assert_allclose(shares, 1 / len(shares), rtol=1e-12)
+
+
+def test_power_figure_shows_each_share_where_it_is() -> None:
+    rows = [
+        Power("none", Estimate(0.75, 0.5, 1.0, 4, "m"), Estimate(0.25, 0.0, 0.5, 4, "m"), {}),
+        Power("blur $", Estimate(float("nan"), float("nan"), float("nan"), 0, "m"), None, {}),
+    ]
+    (axes,) = draw_power(rows).axes
+    planted, sham = axes.lines
+    assert np.asarray(planted.get_xdata()).tolist() == [75.0]
+    assert np.asarray(sham.get_xdata()).tolist() == [25.0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["none", "blur $"]
+    # The first change stands on top, its planted copies above its sham ones.
+    assert axes.yaxis_inverted()
+    assert np.asarray(planted.get_ydata())[0] < np.asarray(sham.get_ydata())[0]
+
+
+def test_p_value_figure_has_the_level_of_nobody() -> None:
+    (axes,) = draw_p_values(np.array([0.1, 0.9]), subjects=9).axes
+    assert np.asarray(axes.lines[0].get_ydata()).tolist() == [10.0, 10.0]

@@ -118,7 +118,7 @@ class _Task:
     sets: tuple[SharedSet, ...]
     device: str
     options: Mapping[str, Any]
-    threads: int = 0  # of torch in a process of its own; 0 leaves them
+    threads: int = 0  # of torch, where it is called from several threads; 0 leaves them
 
     def __call__(self, part: Part, progress: Progress | None = None) -> Arrays:
         if self.threads:
@@ -132,8 +132,8 @@ class Workshop:
     """Where blocks are worked on, and the folder that keeps them (None keeps nothing).
 
     ``scheduler`` is the address of a Dask scheduler whose workers share the file system; otherwise ``workers``
-    processes of this machine work, or, without either, this process alone. ``device`` is what the user asked for:
-    each worker picks its own.
+    threads work on a block each, or, without either, one block is worked on at a time. ``device`` is what the user
+    asked for: each worker picks its own.
     """
 
     folder: Path | None = None
@@ -145,7 +145,7 @@ class Workshop:
     @property
     def elsewhere(self) -> bool:
         """Whether other processes do the work."""
-        return self.scheduler is not None or self.workers is not None
+        return self.scheduler is not None
 
     def collect(
         self,
@@ -182,13 +182,13 @@ class Workshop:
 
     def _work(self, task: _Task, parts: Mapping[Part, int], progress: Progress) -> Generator[Arrays, None, None]:
         """Blocks in order, made here or elsewhere; each part counts so much."""
-        if not self.elsewhere or not parts:
+        if not parts or not (self.scheduler or self.workers):
             for part in parts:
                 yield task(part, progress)
             return
         if self.workers:
-            task = replace(task, threads=max((os.cpu_count() or 1) // self.workers, 1))
-        blocks = map_in_order(task, parts, workers=self.workers, processes=True, scheduler=self.scheduler)
+            task = replace(task, threads=max(torch.get_num_threads() // self.workers, 1))
+        blocks = map_in_order(task, parts, workers=self.workers, scheduler=self.scheduler)
         with contextlib.closing(blocks):
             for part, block in zip(parts, blocks, strict=True):
                 yield block
@@ -284,7 +284,7 @@ def open_workshop(
     if workers is not None and workers < 1:
         raise SettingsError(f"--workers {workers}: give 1 or more.")
     if workers is not None and scheduler is not None:
-        raise SettingsError("--workers are processes of this machine, --scheduler names others. Drop one.")
+        raise SettingsError("--workers work in this process, those of --scheduler elsewhere. Drop one.")
     folders.begin_folder(out, kind="audit", settings=asdict(settings), resumable=True)
     workshop = Workshop(out / FOLDER, device, scheduler, workers)
     try:

@@ -72,9 +72,9 @@ def audit_samples(
     ``against`` (its roles are used; of samples drawn by unalike, subjects that the run did not see count as holdout)
     or as folders ``train`` and ``holdout``. The audit folder ``out`` holds pictures of real patients: it is internal.
 
-    ``scheduler`` is the address of a Dask scheduler whose workers share the file system; otherwise ``workers``
-    processes of this machine work (of a script, behind ``if __name__ == "__main__"``), by default this one alone. The
-    result is the same. An interrupted audit goes on where it was when it is called again.
+    ``scheduler`` is the address of a Dask scheduler whose workers share the file system; otherwise ``workers`` blocks
+    are worked on at once, by default one with all cores. The result is the same. An interrupted audit goes on where it
+    was when it is called again.
 
     Raises an `InputError`, and leaves nothing behind, if the folders cannot be read or do not fit each other.
     """

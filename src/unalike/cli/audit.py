@@ -28,7 +28,7 @@ def audit(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Compare every synthetic image with every training image, exactly, and say who was copied and how sure that is.
+    """Hold every synthetic image against every training image, and say who was copied and how sure that is.
 
     An interrupted audit goes on where it was: repeat the command.
 
@@ -48,13 +48,14 @@ def audit(
         Address of a Dask scheduler (tcp://host:8786) whose workers share the file system. Plain folders of pictures are
         prepared in this machine's temporary folder, so with them all workers must be on this machine.
     workers
-        Processes of this machine that work at once; default this one alone, which uses all cores as well as it can.
+        Blocks of images worked on at once, on this machine; default one, with all cores.
     name
         Title of the audit in reports; default the name of the synthetic folder.
     """
     from unalike.audit.run import audit_samples
     from unalike.errors import FolderError
     from unalike.report import write_report
+    from unalike.report.statistics import brief_lines
 
     settings.check()
     for path in (synthetic, against, train, holdout):
@@ -83,7 +84,7 @@ def audit(
     if json:
         print_json(as_json(result) | {"report": page})
         return
-    verdict, highest = result.verdict, result.estimates["mean_highest_correlation"]
+    verdict = result.verdict
     lines = [f"{verdict.decision.upper()}: {verdict.headline}", *verdict.warnings, *verdict.reasons]
-    lines += [f"mean highest correlation, {pair.replace('-', ' → ')}: {value}" for pair, value in highest.items()]
+    lines += [f"{name}: {value}" for name, value in brief_lines(result.estimates)]
     print("\n".join([*lines, f"report: {page}"]))

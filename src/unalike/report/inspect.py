@@ -17,6 +17,9 @@ from unalike.engine import show_progress
 from unalike.errors import FolderError
 from unalike.images.contact import draw_contact_sheet
 from unalike.records import IntArray
+from unalike.report.read import Power, damaged, read_estimates, read_power
+from unalike.report.statistics import brief_lines
+from unalike.report.words import format_estimate, format_percent
 
 _PER_ROW, _ROWS = 8, 6
 _LEVELS = 256
@@ -47,18 +50,39 @@ def inspect_folder(folder: str | Path, *, pictures: str | Path | None = None) ->
     if kind in {"cohort", "samples"}:
         facts |= _describe_images(open_images(folder, kind=kind), Path(pictures) if pictures else folder)
     elif kind == "audit":
-        content = header.content
-        facts |= {
-            "verdict": f"{content['verdict']['decision']}. {content['verdict']['headline']}",
-            "warnings": content["verdict"]["warnings"],
-            "counts": content["counts"],
-            "flagged": content["flagged"],
-        }
+        facts |= _describe_audit(header)
     else:
         facts |= {name: value for name, value in header.content.items() if value not in (None, [], {})}
     facts["settings"] = {name: value for name, value in header.settings.items() if value not in (None, [], "")}
     facts["inputs"] = dict(header.inputs)
     return facts
+
+
+def _describe_audit(header: folders.Header) -> dict[str, Any]:
+    """Verdict, statistics of the whole set, and what share of planted copies was caught after each change."""
+    content = header.content
+    with damaged(header.path):
+        facts: dict[str, Any] = {
+            "verdict": f"{content['verdict']['decision']}. {content['verdict']['headline']}",
+            "warnings": content["verdict"]["warnings"],
+            "counts": content["counts"],
+            "flagged": content["flagged"],
+            "exposed_subjects": content["exposed_subjects"],
+            "measures": [f"{row['name']} (weight {row['weight']:g})" for row in content.get("measures") or []],
+            "statistics": [f"{name}: {value}" for name, value in brief_lines(read_estimates(content["estimates"]))],
+            "power": [_describe_power(read_power(row)) for row in content.get("power") or []],
+        }
+    return {name: value for name, value in facts.items() if name == "warnings" or value != []}
+
+
+def _describe_power(row: Power) -> str:
+    """One change in a line: planted copies caught, changed holdout images caught too, and each measure alone."""
+    shares = [
+        f"{'undefined' if estimate is None else format_estimate(estimate, 'share')} {what}"
+        for estimate, what in ((row.planted, "caught"), (row.sham, "of holdout images changed alike"))
+    ]
+    alone = [f"{name} {format_percent(share, 0)}" for name, share in row.by_measure.items()]
+    return f"{row.change}: {', '.join(shares)}" + (f" (alone: {', '.join(alone)})" if alone else "")
 
 
 def _describe_images(images: ImageFolder, pictures: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -219,7 +220,7 @@ def read_audit(folder: Path, *, shareable: bool) -> Audit:
     exposure = _read_exposure(folder)
     if shareable:
         content = _without_pseudonyms(content, _read_subjects(folder))
-    with _damaged(header.path):
+    with damaged(header.path):
         described, given = content["channels"], content["estimates"]
         channels, compared = tuple(described["all"]), tuple(described["compared"])
         size = int(described["height"]), int(described["width"])
@@ -229,7 +230,7 @@ def read_audit(folder: Path, *, shareable: bool) -> Audit:
             Measure(str(row["name"]), float(row["weight"]), str(row["meaning"]))
             for row in content.get("measures") or []
         )
-        power = tuple(_read_power(row) for row in content.get("power") or [])
+        power = tuple(read_power(row) for row in content.get("power") or [])
     queries, best = _read_queries(folder), _read_best(folder)
     return Audit(
         folder=folder,
@@ -251,7 +252,7 @@ def read_audit(folder: Path, *, shareable: bool) -> Audit:
 
 
 @contextlib.contextmanager
-def _damaged(path: Path) -> Iterator[None]:
+def damaged(path: Path) -> Iterator[None]:
     """Turn whatever a missing or damaged file makes NumPy, Arrow or a look-up raise into a `FolderError`."""
     if not path.is_file():
         raise FolderError(f"{path} is missing. Run the audit again.")
@@ -259,6 +260,13 @@ def _damaged(path: Path) -> Iterator[None]:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, OSError, BadZipFile, ArrowException) as error:
         raise FolderError(f"{path} is damaged ({error}). Run the audit again.") from error
+
+
+def read_estimates(given: Mapping[str, Any]) -> dict[str, Estimate | dict[str, Estimate]]:
+    """Read all estimates of an audit's header: single ones, and those by comparison."""
+    found: dict[str, Estimate | dict[str, Estimate]] = {}
+    found |= {name: _estimates(given.get(name) or {}) for name in PER_COMPARISON}
+    return found | _estimates({name: given.get(name) for name in SINGLE})
 
 
 def _estimate(entry: Mapping[str, Any] | None) -> Estimate | None:
@@ -269,7 +277,8 @@ def _estimates(entries: Mapping[str, Any]) -> dict[str, Estimate]:
     return {key: estimate_from_json(entry) for key, entry in entries.items() if entry is not None}
 
 
-def _read_power(row: Mapping[str, Any]) -> Power:
+def read_power(row: Mapping[str, Any]) -> Power:
+    """Read one change from an audit's header, of any version."""
     alone = {str(name): _number(share) for name, share in (row.get("by_measure") or {}).items()}
     return Power(str(row["change"]), _estimate(row.get("planted")), _estimate(row.get("sham")), alone)
 
@@ -277,7 +286,7 @@ def _read_power(row: Mapping[str, Any]) -> Power:
 def _read_best(folder: Path) -> pa.Table:
     """Each image with its best match, of every comparison that the audit made."""
     path = folder / folders.MATCHES
-    with _damaged(path):
+    with damaged(path):
         columns = ["comparison", "query", "reference", "similarity"]
         return pq.read_table(path, columns=columns, filters=[("rank", "==", 1)])
 
@@ -293,7 +302,7 @@ def _highest(best: pa.Table) -> dict[str, FloatArray]:
 def _read_subjects(folder: Path) -> set[str]:
     """Pseudonyms of every real subject that the audit met."""
     path = folder / folders.MATCHES
-    with _damaged(path):
+    with damaged(path):
         table = pq.read_table(path, columns=["comparison", "query_subject", "reference_subject"])
         real_queries = table.filter(pc.equal(table["comparison"], "holdout-train"))["query_subject"]
         subjects = [*pc.unique(table["reference_subject"]).to_pylist(), *pc.unique(real_queries).to_pylist()]
@@ -302,7 +311,7 @@ def _read_subjects(folder: Path) -> set[str]:
 
 def _read_queries(folder: Path) -> Queries:
     path = folder / folders.QUERIES
-    with _damaged(path):
+    with damaged(path):
         table = pq.read_table(path)
         nothing = [""] * table.num_rows
 
@@ -326,7 +335,7 @@ def _read_reranked(folder: Path, header: folders.Header, *, best: pa.Table, quer
     path = folder / folders.RERANKED
     if not path.is_file() and folders.RERANKED not in header.content.get("tables", {}):
         return ()
-    with _damaged(path):
+    with damaged(path):
         columns = ["measure", "query", "reference", "similarity"]
         table = pq.read_table(path, columns=columns, filters=[("rank", "==", 1)])
         copied = best.filter(pc.equal(best["comparison"], "synthetic-train"))
@@ -349,16 +358,14 @@ def _rerank(name: str, table: pa.Table, by_correlation: Mapping[int, int], queri
         mean=estimate_mean(
             values, queries.subject[queries.place_of(rows)], random=generator_for(seed, f"report {name}")
         ),
-        same=sum(
-            by_correlation[row] == reference for (row, reference), known in zip(pairs, defined, strict=True) if known
-        ),
+        same=sum(by_correlation[row] == reference for row, reference in itertools.compress(pairs, defined)),
         images=sum(defined),
     )
 
 
 def _read_exposure(folder: Path) -> tuple[Exposed, ...]:
     path = folder / folders.EXPOSURE
-    with _damaged(path):
+    with damaged(path):
         rows = pq.read_table(path).to_pylist()
         exposed = (
             Exposed(
@@ -381,7 +388,7 @@ def _read_pairs(
     folder: Path, queries: Queries, *, channels: tuple[str, ...], compared: tuple[str, ...], size: tuple[int, int]
 ) -> Pairs:
     path = folder / folders.EVIDENCE
-    with _damaged(path), path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+    with damaged(path), path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         stored = {name: arrays[name] for name in STORED}
         expected = (len(stored["similarity"]), len(channels), *size)
         if stored["synthetic"].shape != expected or stored["train"].shape != expected:

@@ -55,7 +55,8 @@ STATISTICS = (
         "correlation",
         "The distance, 1 − correlation, to the nearest subject over that to the second-nearest, on average: "
         "near 0 for copies of one patient each, near 1 for strangers.",
-        "How many: an average hides a few copies among many images, and patients who look alike raise it even for copies.",
+        "How many are copies: an average hides a few among many images, and patients who look alike raise it even for "
+        "copies.",
     ),
     Statistic(
         "closer_to_train_share",
