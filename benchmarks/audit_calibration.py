@@ -25,16 +25,17 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from unalike.audit.evidence import MEASURES
 from unalike.cohort.phantom import PhantomSettings, draw_anatomy, draw_pictures
 from unalike.records import Estimate, FloatArray, IntArray, Pixels, TextArray
 from unalike.seeds import generator_for
 from unalike.similarity.gallery import Gallery
-from unalike.similarity.views import EQUALIZED, RAW, VIEWS, WHITENED
+from unalike.similarity.views import VIEWS
 from unalike.stats.combine import pooled_minimum_p_values
 from unalike.stats.conformal import benjamini_hochberg, subject_p_values
 from unalike.stats.intervals import estimate_mean, estimate_share
 
-WEIGHTS = {RAW: 0.25, WHITENED: 1.0, EQUALIZED: 1.0}
+WEIGHTS = {measure.name: measure.weight for measure in MEASURES}
 LEVEL, REPETITIONS = 0.05, 200
 ALPHAS = (0.01, 0.05, 0.1)
 POOLED, BY_IMAGE = "pooled", "pooled, every image on its own"

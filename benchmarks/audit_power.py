@@ -35,6 +35,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from unalike.audit.evidence import MEASURES
 from unalike.errors import InputError
 from unalike.records import FloatArray, IntArray, Pixels, TextArray
 from unalike.seeds import generator_for
@@ -56,7 +57,7 @@ SEED = 2026
 COPIES, SLOW_COPIES = 230, 120
 LEVELS = (0.01, 0.05)
 # The default audit: trust in each view of `VIEWS`.
-WEIGHTS = (0.25, 1.0, 1.0)
+WEIGHTS = tuple(measure.weight for measure in MEASURES)
 # Pictures of one data set that correlate more than this are taken for the same picture, or its neighbour.
 NEAR_DUPLICATE = 0.9
 # What two slices of one patient may reach in the equalized view, and hardly two of different ones.

@@ -24,6 +24,7 @@ from tests.audit.test_audit import PATTERN, new_people, write_samples
 from unalike import folders
 from unalike.audit import blocks, evidence, search
 from unalike.audit.blocks import Arrays, Part, SharedSet, Workshop, cut, digest_set, open_workshop, use_workshop
+from unalike.audit.changes import CHANGES
 from unalike.audit.run import audit_samples
 from unalike.audit.search import compare_sets
 from unalike.audit.sets import ImageSet
@@ -42,7 +43,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks() -> Iterator[None]:
     """Some queries a block, so that a handful of images fills several."""
-    changes = {name: blocks.CHANGES[name] for name in list(blocks.CHANGES)[:2]}
+    changes = {name: CHANGES[name] for name in list(CHANGES)[:2]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "QUERIES", 8)
         patch.setattr(search, "QUERIES_ELSEWHERE", 5)
@@ -289,6 +290,7 @@ def test_a_full_disk_is_told_in_one_line(
 _KILLED = """
 import sys, time
 from unalike.audit import blocks, search
+from unalike.audit.changes import CHANGES
 from unalike.audit.run import audit_samples
 from unalike.audit.settings import AuditSettings
 search.QUERIES = blocks.AT_ONCE = 8
@@ -387,6 +389,9 @@ def test_a_worker_that_does_not_see_the_files_says_so(cohort: ImageFolder, tmp_p
     entry = SharedSet("c", cohort.path, "cohort", cohort.digest, tmp_path / "rows-c.npy")
     with pytest.raises(FolderError, match="Workers must see the same files"):
         entry.open()
+    nowhere = SharedSet("n", tmp_path / "nowhere", "cohort", cohort.digest, tmp_path / "rows-c.npy")
+    with pytest.raises(FolderError, match=r"does not exist.*Workers must see the same files"):
+        nowhere.open()
     changed = SharedSet("d", cohort.path, "cohort", "0" * 64, tmp_path / "rows-c.npy")
     with pytest.raises(FolderError, match="has changed since the audit began"):
         changed.open()

@@ -15,6 +15,7 @@ import pytest
 
 from unalike import folders
 from unalike.records import Estimate
+from unalike.report import figures
 
 Pixels = npt.NDArray[np.unsignedinteger[Any]]
 NAN = float("nan")
@@ -307,6 +308,12 @@ def _share(part: int, whole: int) -> Estimate:
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+@pytest.fixture(autouse=True)
+def coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw PNG files coarsely: no test looks at their dots, and drawing them is most of the time."""
+    monkeypatch.setattr(figures, "DOTS", 30)
 
 
 @pytest.fixture

@@ -20,10 +20,16 @@ from PIL import Image
 
 from unalike import folders
 from unalike.errors import FolderError, SettingsError
+from unalike.records import Estimate
 from unalike.report import write_report
-from unalike.report.page import (
-    PICTURE_BUDGET,
+from unalike.report.inspect import inspect_folder
+from unalike.report.page import PICTURE_BUDGET
+from unalike.report.read import read_audit
+from unalike.report.statistics import STATISTICS, brief_lines
+from unalike.report.words import (
     format_count,
+    format_estimate,
+    format_expected,
     format_number,
     format_percent,
     format_probability,
@@ -170,7 +176,8 @@ def test_hostile_names_are_text(make_audit: MakeAudit, tmp_path: Path) -> None:
 
 
 def test_shareable_page_shows_nobody(make_audit: MakeAudit) -> None:
-    folder = make_audit(settings={"level": 0.05, "cohort": "/hospital/doe-john", "best": 5, "power": True})
+    settings = {"level": 0.05, "cohort": "/hospital/doe-john", "best": 5, "power": True}
+    folder = make_audit(settings=settings, poses=("left-right", "as it is"), reranked=True)
     pseudonyms = [f"pseu{number:02d}" for number in range(8)] + ["hold000"]
     # Even a sentence of the audit that names a subject gives nobody away.
     edit_header(folder, lambda content: content["verdict"]["warnings"].append("Subject pseu03dddd is twice."))
@@ -182,7 +189,13 @@ def test_shareable_page_shows_nobody(make_audit: MakeAudit) -> None:
     html = read(page)
     assert page.name == "report-shareable.html"
     assert pictures_in(html) == []
-    assert "data:" not in Page(html).values("src")
+    assert "data:" not in "".join(Page(html).values("src", "href"))
+    # Nor an image of theirs by its number; what is said of all together stays.
+    assert "Training image" not in html.replace("Training images hit", "")
+    assert "Which measure spoke loudest for the 112 flagged images" in visible(page)
+    assert "Copies among all that it would draw" in html
+    assert "Histogram of p-values" in html
+    assert not list((folder / "figures").glob("closest-pairs.*")) or "closest-pairs" not in html
     assert not [name for name in pseudonyms if name in html]
     assert "Subject [subject] is twice." in html
     assert "doe-john" not in html
@@ -202,6 +215,163 @@ def test_internal_page_holds_the_very_pixels(make_audit: MakeAudit) -> None:
     with np.load(folder / folders.EVIDENCE) as evidence:
         for name in ("synthetic", "train"):
             assert all(pixels[0].tobytes() in shown for pixels in evidence[name])
+
+
+def visible(path: Path) -> str:
+    """All text of a page on one line."""
+    return " ".join(" ".join(Page(read(path)).text).split())
+
+
+def test_whole_set_statistics_stand_with_intervals_and_meanings(make_audit: MakeAudit) -> None:
+    text = visible(write_report(make_audit()))
+    for statistic in STATISTICS:
+        assert f"{statistic.label} " in text
+        assert statistic.says in text
+        assert statistic.says_not in text
+    assert "0.123 0.113 to 0.990, n = 128" in text  # distance ratio, synthetic → train
+    assert "62.5% 50.0% to 75.0%, n = 128" in text
+    assert "at most 98.7%" in text
+    assert "8 of 8" in text
+    assert "21.2 9 to 40, n = 112" in text
+    assert "3 0.5 to 7.8, n = 112" in text
+
+
+def test_each_pair_tells_measure_and_pose_and_lies_as_it_was_found(make_audit: MakeAudit) -> None:
+    """The evidence holds the training image as it is; the page turns it by the pose."""
+    folder = make_audit(poses=("quarter turn",))
+    html = read(write_report(folder))
+    shown = [picture.tobytes() for picture in pictures_in(html)]
+    with np.load(folder / folders.EVIDENCE) as evidence:
+        for train in evidence["train"]:
+            assert np.rot90(train[0], 1).tobytes() in shown
+            assert train[0].tobytes() not in shown
+    assert html.count("Training image, turned") == 3
+    assert "whitened" in visible(folder / folders.REPORT)
+    assert "112 of them were found in another pose" in visible(folder / folders.REPORT)
+
+
+def test_correlation_as_shown_is_that_of_the_two_pictures(make_audit: MakeAudit) -> None:
+    """Mirrored pictures correlate perfectly once the match is mirrored back; one is brighter, which does not count."""
+    first = np.random.default_rng(0).integers(0, 100, (3, 1, 8, 8), dtype=np.uint8)
+    folder = make_audit(pictures=(first * 2 + 3, first[..., ::-1].copy()), poses=("left-right",))
+    pairs = read_audit(folder, shareable=False).pairs
+    assert pairs is not None
+    assert pairs.correlation == pytest.approx([1.0, 1.0, 1.0], abs=1e-12)
+    folder = make_audit("flat", pictures=(first, np.full_like(first, 7)))
+    flat = read_audit(folder, shareable=False).pairs
+    assert flat is not None
+    assert np.isnan(flat.correlation).all()
+    assert "correlation as shown undefined" in visible(write_report(folder))
+
+
+def test_an_equal_image_is_not_turned(make_audit: MakeAudit) -> None:
+    same = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
+    pairs = read_audit(make_audit(pictures=(same, same), poses=("half turn",)), shareable=False).pairs
+    assert pairs is not None
+    assert set(pairs.pose.tolist()) == {"as it is"}
+    np.testing.assert_array_equal(pairs.train, same)
+
+
+def test_flagged_pairs_come_first_and_small_p_values_next(make_audit: MakeAudit) -> None:
+    folder = make_audit(pairs=4)
+    with np.load(folder / folders.EVIDENCE) as evidence:
+        arrays = dict(evidence)
+    arrays["flagged"] = np.array([False, False, True, False])
+    arrays["p_value"] = np.array([np.nan, 0.5, 0.25, 0.125])
+    np.savez(folder / folders.EVIDENCE, **arrays)
+    pairs = read_audit(folder, shareable=False).pairs
+    assert pairs is not None
+    assert pairs.train_index.tolist() == [14, 21, 7, 0]
+
+
+def test_power_shows_what_each_measure_finds_alone(make_audit: MakeAudit) -> None:
+    text = visible(write_report(make_audit()))
+    assert "Caught by one measure alone" in text
+    assert "shift, 1 px 7.8% 0.8% to 13.8% 4.7% 0% to 10.7% 25% 8% undefined" in text
+    assert "raw weight 0.25 correlation of plain pixels" in text
+
+
+@pytest.mark.parametrize("shareable", [False, True])
+def test_best_matches_by_other_measures(make_audit: MakeAudit, shareable: bool) -> None:
+    """Mean of the best only, and every fourth of 128 has another training image than by correlation."""
+    folder = make_audit(reranked=True, undefined=2)
+    text = visible(write_report(folder, shareable=shareable))
+    # Image 124 is the last multiple of four that is defined: 32 of 126 differ.
+    assert "structural similarity (SSIM) 0.750 0.750 to 0.750, n = 126 94 of 126" in text
+    assert "Of the few training images" in text
+    assert "Best matches by other measures" not in visible(write_report(make_audit("without")))
+
+
+def test_an_announced_table_that_is_missing_is_named(make_audit: MakeAudit) -> None:
+    folder = make_audit(reranked=True)
+    edit_header(folder, lambda content: content.update(tables={folders.RERANKED: "0" * 64}))
+    with pytest.raises(FolderError, match="changed since the audit"):
+        write_report(folder)
+    (folder / folders.RERANKED).unlink()
+    with pytest.raises(FolderError, match=r"reranked\.parquet is missing"):
+        write_report(folder)
+
+
+@pytest.mark.parametrize("shareable", [False, True])
+def test_an_audit_of_the_first_version_still_has_a_page(make_audit: MakeAudit, shareable: bool) -> None:
+    text = visible(write_report(make_audit(modern=False), shareable=shareable))
+    assert "made by an earlier version" in text
+    assert "Mean highest correlation" in text
+    assert "one measure alone" not in text
+    assert "Distance ratio" not in text
+    assert "found by" not in text
+    assert "earlier version" not in visible(write_report(make_audit("modern"), shareable=shareable))
+
+
+def test_an_unknown_pose_is_a_damaged_audit(make_audit: MakeAudit) -> None:
+    with pytest.raises(FolderError, match=r"evidence\.npz is damaged .*sideways"):
+        write_report(make_audit(poses=("sideways",)))
+
+
+def test_inspect_says_what_the_report_says(make_audit: MakeAudit) -> None:
+    facts = inspect_folder(make_audit())
+    assert "closer to train than to a holdout of the same size: 62.5% (50.0% to 75.0%)" in facts["statistics"]
+    assert "copies among all that it would draw: at most 98.7%" in facts["statistics"]
+    assert facts["measures"] == ["raw (weight 0.25)", "whitened (weight 1)", "equalized (weight 1)"]
+    assert facts["power"][3] == (
+        "shift, 1 px: 7.8% (0.8% to 13.8%) caught, 4.7% (0% to 10.7%) of holdout images changed alike "
+        "(alone: raw 25%, whitened 8%, equalized undefined)"
+    )
+    old = inspect_folder(make_audit("old", modern=False, power=False))
+    assert "measures" not in old
+    assert "power" not in old
+
+
+def test_inspect_names_a_damaged_header(make_audit: MakeAudit) -> None:
+    folder = make_audit()
+    edit_header(folder, lambda content: content.pop("verdict"))
+    with pytest.raises(FolderError, match=r"audit\.json is damaged"):
+        inspect_folder(folder)
+
+
+def test_printed_lines_take_estimates_as_they_are() -> None:
+    ratio = {"synthetic-train": Estimate(0.5, 0.25, 0.75, 8, "m")}
+    nothing = Estimate(float("nan"), float("nan"), float("nan"), 0, "m")
+    found = {"distance_ratio": ratio, "excess_over_holdout": nothing, "exposed_subjects_share": nothing}
+    assert list(brief_lines(found)) == [
+        ("excess over holdout", "undefined"),
+        ("distance ratio, nearest to second-nearest subject, synthetic → train", "0.500 (0.250 to 0.750)"),
+    ]
+
+
+def test_estimates_in_words() -> None:
+    plain = Estimate(0.5, float("nan"), float("nan"), 1, "m")
+    assert format_estimate(plain, "share") == "50.0%"
+    assert format_estimate(plain, "bound") == "undefined"
+    assert format_estimate(Estimate(-0.25, -0.5, 0.0, 1, "m"), "correlation") == "−0.250 (−0.500 to 0.000)"
+    assert [format_expected(value) for value in (3.0, 12.18, 2.96, 1234.5, float("nan"), None)] == [
+        "3",
+        "12.2",
+        "3",
+        "1,234.5",
+        "undefined",
+        "undefined",
+    ]
 
 
 @pytest.mark.parametrize("name", [folders.EVIDENCE, folders.MATCHES, folders.QUERIES, folders.EXPOSURE, "audit.json"])

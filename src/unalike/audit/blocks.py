@@ -67,29 +67,31 @@ class SharedSet:
         Raises `FolderError` if the folder is not there, or not the one that the audit began with.
         """
         with _opening:
-            if self.content not in _sets:
+            if self not in _sets:
                 while len(_sets) >= _MOST_SETS:
                     _sets.pop(next(iter(_sets)))
-                _sets[self.content] = self._open()
-            return _sets[self.content]
+                _sets[self] = self._open()
+            return _sets[self]
 
     def _open(self) -> ImageSet:
-        images = open_images(self.folder, kind=self.kind)
+        step = "Workers must see the same files: check --scheduler."
+        try:
+            images = open_images(self.folder, kind=self.kind)
+        except FolderError as error:
+            raise FolderError(f"{error} {step}") from error
         if images.digest != self.digest:
             raise FolderError(f"{self.folder} has changed since the audit began. Repeat the command.")
         try:
             rows = np.load(str(self.rows), allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise FolderError(
-                f"{self.rows} cannot be read by a worker ({error}). Workers must see the same files: check --scheduler."
-            ) from error
+            raise FolderError(f"{self.rows} cannot be read by a worker ({error}). {step}") from error
         return ImageSet(images, rows)
 
 
 # Sets and the examiner of this process: a worker gets many blocks of the same.
 _MOST_SETS = 8
-_sets: dict[str, ImageSet] = {}
-_examiners: dict[str, Examiner] = {}
+_sets: dict[SharedSet, ImageSet] = {}
+_examiners: dict[tuple[SharedSet, str], Examiner] = {}
 _opening = threading.RLock()
 
 
@@ -186,13 +188,18 @@ class Workshop:
             for part in parts:
                 yield task(part, progress)
             return
+        threads = torch.get_num_threads()
         if self.workers:
-            task = replace(task, threads=max(torch.get_num_threads() // self.workers, 1))
-        blocks = map_in_order(task, parts, workers=self.workers, scheduler=self.scheduler)
-        with contextlib.closing(blocks):
-            for part, block in zip(parts, blocks, strict=True):
-                yield block
-                progress.advance(parts[part])
+            task = replace(task, threads=max(threads // self.workers, 1))
+        try:
+            with contextlib.closing(
+                map_in_order(task, parts, workers=self.workers, scheduler=self.scheduler)
+            ) as blocks:
+                for part, block in zip(parts, blocks, strict=True):
+                    yield block
+                    progress.advance(parts[part])
+        finally:
+            torch.set_num_threads(threads)
 
     def share(self, images: ImageSet) -> SharedSet:
         """How other processes open this set; this one has it already."""
@@ -207,8 +214,9 @@ class Workshop:
             folder = images.folder
             entry = SharedSet(content, folder.path.resolve(), folder.header.kind, folder.digest, rows)
             self.shared[id(images)] = images, entry
-        _sets[self.shared[id(images)][1].content] = images
-        return self.shared[id(images)][1]
+        shared = self.shared[id(images)][1]
+        _sets[shared] = images
+        return shared
 
     def _load(self, name: str) -> Arrays | None:
         """A block that was kept; None if there is none, or none that is whole."""
@@ -261,7 +269,7 @@ class Workshop:
     def close(self) -> None:
         """Forget what this process holds open."""
         for _, shared in self.shared.values():
-            _sets.pop(shared.content, None)
+            _sets.pop(shared, None)
         self.shared.clear()
         _examiners.clear()
 
@@ -427,7 +435,7 @@ def _examiner_of(
     train: SharedSet, *, device: torch.device, channels: list[int], learned: list[str], local: bool, seed: int
 ) -> Examiner:
     """The examiner of this process: made once, of the same train images and options."""
-    key = json.dumps([train.content, channels, learned, local, seed, str(device)])
+    key = train, json.dumps([channels, learned, local, seed, str(device)])
     with _opening:
         if key not in _examiners:
             _examiners.clear()  # one at a time: it holds all train images

@@ -42,8 +42,8 @@ class Measure:
 
 # Plain correlation counts less: a smooth image correlates with everybody (docs/evidence.md).
 MEASURES = (
-    Measure(RAW, 0.25, "correlation of plain pixels, at the best small shift, turn and mirror image"),
-    Measure(WHITENED, 1.0, "the same, with what is common to all patients counting little: finds noisy copies"),
+    Measure(RAW, 0.1, "correlation of plain pixels, at the best small shift, turn and mirror image"),
+    Measure(WHITENED, 0.75, "the same, with what is common to all patients counting little: finds noisy copies"),
     Measure(EQUALIZED, 1.0, "the same, with all frequencies equally strong: finds blurred, turned and blended copies"),
 )
 OPTIONAL = {

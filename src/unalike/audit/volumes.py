@@ -47,9 +47,10 @@ def vote_by_volume(
     sliced = holdout.folder.numbers("slice")[holdout.rows] >= 0
     sources = np.where(sliced, holdout.folder.column("source")[holdout.rows], holdout.subjects)
     held_names, held = np.unique(sources, return_inverse=True)
-    calibrating, _, _ = _vote(against, held, len(held_names), owners)
     patients = np.empty(len(held_names), dtype=holdout.subjects.dtype)
     patients[held] = holdout.subjects
+    chosen = _thin_out(held, int(np.median(np.bincount(volumes))))
+    calibrating, _, _ = _vote(against.part(chosen), held[chosen], len(held_names), owners)
     p_values = p_values_of(voted, holdout=calibrating, subjects=patients)
     q_values = benjamini_hochberg(p_values)
     sizes = np.bincount(volumes)
@@ -86,6 +87,16 @@ def _vote(
         poses=np.zeros(means.shape, dtype=np.int64),
     )
     return voted, np.asarray(subjects, dtype=np.str_), shares
+
+
+def _thin_out(volumes: IntArray, slices: int) -> IntArray:
+    """At most so many slices of each volume, evenly spread: a mean of more slices varies less, and would not do as a
+    yardstick for a mean of few."""
+    kept = []
+    for volume in np.unique(volumes):
+        own = np.flatnonzero(volumes == volume)
+        kept.append(own[np.unique(np.linspace(0, len(own) - 1, min(slices, len(own))).round().astype(np.int64))])
+    return np.sort(np.concatenate(kept)) if kept else np.empty(0, np.int64)
 
 
 def _means(scores: FloatArray, volumes: IntArray, count: int) -> FloatArray:

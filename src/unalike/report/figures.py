@@ -28,6 +28,8 @@ INK, PAPER = "#1c2024", "#ffffff"
 BINS = 40
 # Bins of p-values, and the fewest that still show a shape.
 P_BINS, LEAST_P_BINS = 20, 5
+# Dots per inch of the PNG.
+DOTS = 200
 # Pairs in the figure made for a paper; the page shows all of them.
 PAIRS_DRAWN = 6
 # Share of the pixel range that takes full colour in a difference picture.
@@ -242,7 +244,7 @@ def save_figure(figure: Figure, path: Path) -> str:
     with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "unalike", "svg.fonttype": "none"}):
         # A name in a script that Matplotlib's font lacks shows boxes in the PNG; that is no reason to fail.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        figure.savefig(path.with_suffix(".png"), format="png", dpi=200, metadata={"Software": None})
+        figure.savefig(path.with_suffix(".png"), format="png", dpi=DOTS, metadata={"Software": None})
         # The layout is found; finding it again for the SVG would take as long as drawing.
         figure.set_layout_engine("none")
         nothing: Mapping[str, None] = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +25,6 @@ from unalike.report.read import COMPARISONS, Audit, Pairs, read_audit
 from unalike.report.statistics import PER_COMPARISON, STATISTICS, Statistic
 from unalike.report.words import (
     format_count,
-    format_expected,
     format_number,
     format_percent,
     format_probability,
@@ -318,7 +318,8 @@ def _weight(view: ChannelView) -> int:
     return sum(len(picture.uri) for picture in drawn if picture is not None)
 
 
-def _render(views: Sequence[AuditView], *, title: str | None, shareable: bool, overview: Markup | None) -> str:
+@functools.cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("unalike.report"),
         autoescape=True,
@@ -331,25 +332,32 @@ def _render(views: Sequence[AuditView], *, title: str | None, shareable: bool, o
         "percent": format_percent,
         "count": format_count,
         "probability": format_probability,
-        "expected": format_expected,
         "as_kind": format_value,
     }
+    return environment
+
+
+def _render(views: Sequence[AuditView], *, title: str | None, shareable: bool, overview: Markup | None) -> str:
     default = f"Comparison of {len(views)} audits" if len(views) > 1 else views[0].audit.name
     try:
-        return environment.get_template("page.html.j2").render(
-            views=views,
-            title=title or default,
-            shareable=shareable,
-            # Only an audit that says so of itself (a procedural cohort) has no patients in its pictures.
-            internal=not shareable and any(view.audit.content.get("internal", True) for view in views),
-            overview=overview,
-            comparisons=COMPARISONS,
-            difference_full=figures.DIFFERENCE_FULL,
-            largest_side=pictures.LARGEST_SIDE,
-            open_pairs=OPEN_PAIRS,
-            open_subjects=OPEN_SUBJECTS,
-            strip=STRIP,
-            made_by=folders.made_by(),
+        return (
+            _environment()
+            .get_template("page.html.j2")
+            .render(
+                views=views,
+                title=title or default,
+                shareable=shareable,
+                # Only an audit that says so of itself (a procedural cohort) has no patients in its pictures.
+                internal=not shareable and any(view.audit.content.get("internal", True) for view in views),
+                overview=overview,
+                comparisons=COMPARISONS,
+                difference_full=figures.DIFFERENCE_FULL,
+                largest_side=pictures.LARGEST_SIDE,
+                open_pairs=OPEN_PAIRS,
+                open_subjects=OPEN_SUBJECTS,
+                strip=STRIP,
+                made_by=folders.made_by(),
+            )
         )
     except (jinja2.UndefinedError, KeyError, TypeError) as error:
         damaged = ", ".join(str(view.audit.header.path) for view in views)

@@ -37,7 +37,17 @@ SINGLE = (
     "exposed_subjects_in_the_long_run",
     "further_subjects_if_doubled",
 )
-REQUIRED = ("name", "verdict", "counts", "channels", "calibration", "estimates")
+REQUIRED = {
+    "name": (),
+    "verdict": ("decision", "headline", "reasons", "warnings"),
+    "counts": ("synthetic", "train", "holdout", "train_subjects", "holdout_subjects", "undefined"),
+    "channels": ("all", "compared", "height", "width", "dtype"),
+    "calibration": ("level", "holdout_subjects", "smallest_p", "certifies_single_image", "subjects_needed", "rule"),
+    "estimates": (),
+    "flagged": (),
+    "beyond_holdout": (),
+    "exposed_subjects": (),
+}
 
 Pixels = npt.NDArray[np.unsignedinteger[Any]]
 BoolArray = npt.NDArray[np.bool_]
@@ -214,6 +224,10 @@ def read_audit(folder: Path, *, shareable: bool) -> Audit:
     header = folders.read_header(folder, kind="audit")
     content = header.content
     absent = [key for key in REQUIRED if key not in content]
+    with damaged(header.path):
+        absent += [
+            f"{key}.{part}" for key in REQUIRED if key in content for part in REQUIRED[key] if part not in content[key]
+        ]
     if absent:
         raise FolderError(f"{header.path} lacks {', '.join(absent)}. Run the audit again.")
     _check_tables(folder, content, shareable=shareable)
@@ -407,10 +421,10 @@ def _turn(stored: dict[str, Any], queries: Queries, compared: list[int]) -> Pair
     for name in ("train", "neighbours"):
         turned = [lay_like_query(pictures, pose) for pictures, pose in zip(stored[name], poses.tolist(), strict=True)]
         stored[name] = np.stack(turned) if turned else stored[name]
-    left, right = (stored[name][:, compared].reshape(len(poses), -1) for name in ("synthetic", "train"))
+    shown = zip(stored["synthetic"][:, compared], stored["train"][:, compared], strict=True)
     return Pairs(
         **stored,
-        correlation=np.asarray([_correlate(*each) for each in zip(left, right, strict=True)], dtype=np.float64),
+        correlation=np.asarray([_correlate(*each) for each in shown], dtype=np.float64),
         q_value=queries.q_value[places],
         measure=queries.measure[places],
         pose=poses,
@@ -419,7 +433,7 @@ def _turn(stored: dict[str, Any], queries: Queries, compared: list[int]) -> Pair
 
 def _correlate(first: Pixels, second: Pixels) -> float:
     """Pearson's correlation of two pictures; NaN if either is constant."""
-    centred = [pixels.astype(np.float64) - pixels.mean() for pixels in (first, second)]
+    centred = [(pixels.astype(np.float64) - pixels.mean()).ravel() for pixels in (first, second)]
     norm = float(np.sqrt((centred[0] @ centred[0]) * (centred[1] @ centred[1])))
     return float(np.clip(centred[0] @ centred[1] / norm, -1.0, 1.0)) if norm > 0 else float("nan")
 

@@ -35,7 +35,7 @@ QUERIES = 8
 # Pairs laid over each other together: few enough that memory freed by the last ones holds them.
 PAIRS = 32
 # Similarities of strangers below this count as this much.
-LEAST = 0.02
+LEAST = 0.05
 # Scores are compared with one another: what rounding does in another order must not decide.
 DECIMALS = 5
 
@@ -152,7 +152,9 @@ class Gallery:
         """Compare posed queries (n, poses, C, h, w) with all images; only the coarse view looks at shifts as well."""
         count, number = posed.shape[:2]
         flat = posed.flatten(0, 1)
-        still, steps = self._look(flat), sorted({-self.reach, 0, self.reach})
+        still = self._look(flat)
+        # In small images even the coarse view tells one pixel from the next.
+        steps = range(-self.reach, self.reach + 1, 1 if min(self.small.shape[2:]) < 32 else max(self.reach, 1))
         moved = [self.views.look_coarsely(self._inner(flat, down, across)) for down in steps for across in steps]
         images, poses = [], []
         for table, looks in zip(self.tables, (moved, [still[1]], [still[2]]), strict=True):
@@ -279,13 +281,13 @@ def distance_above(ranked: torch.Tensor) -> torch.Tensor:
     return ranked[:, 0] - ranked[:, OTHERS]
 
 
-def _times_above(ranked: torch.Tensor) -> torch.Tensor:
-    """How many times the average of the next four the best one is: noise lowers all of them alike."""
-    return ranked[:, 0] / ranked[:, 1:OTHERS].mean(dim=1).clamp(min=LEAST)
+def _distance_for_its_level(ranked: torch.Tensor) -> torch.Tensor:
+    """The same, over the root of what the next four reach: noise lowers all of them, and the distance with them."""
+    return distance_above(ranked) / ranked[:, 1:OTHERS].mean(dim=1).clamp(min=LEAST).sqrt()
 
 
-# Which of the two found more planted copies in which view (docs/evidence.md).
-_SCORES = {RAW: distance_above, WHITENED: _times_above, EQUALIZED: distance_above}
+# What found most planted copies in each view (docs/evidence.md).
+_SCORES = {RAW: distance_above, WHITENED: _distance_for_its_level, EQUALIZED: distance_above}
 
 
 def _turn(images: torch.Tensor, degrees: float) -> torch.Tensor:
