@@ -39,6 +39,7 @@ benchmarks: $(VENV)/installed-dev  ## measure speed and memory against others
 	$(BIN)/python benchmarks/audit_search.py
 	$(BIN)/python benchmarks/read_volumes.py
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/audit_calibration.py
 
 clean:  ## remove the environment and what the demo made
 	rm -rf $(VENV) demo

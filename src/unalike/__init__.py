@@ -23,9 +23,11 @@ _HOMES = {
     "ImageFolder": "unalike.cohort.store",
     "InputError": "unalike.errors",
     "MemorizerSettings": "unalike.generators.controls.memorizer",
+    "MembershipSettings": "unalike.audit.membership_settings",
     "PhantomSettings": "unalike.cohort.phantom",
     "PrepareSettings": "unalike.cohort.settings",
     "UnalikeError": "unalike.errors",
+    "audit_membership": "unalike.audit.membership",
     "audit_samples": "unalike.audit.run",
     "correlate": "unalike.similarity.correlation",
     "draw_samples": "unalike.generators.runs",
@@ -36,8 +38,10 @@ _HOMES = {
     "drop_subject": "unalike.cohort.removal",
     "find_leaks": "unalike.cohort.compare",
     "list_recipes": "unalike.cohort.recipes",
+    "open_loss_model": "unalike.generators.losses",
     "prepare_cohort": "unalike.cohort.build",
     "recipe_settings": "unalike.cohort.recipes",
+    "reject_copies": "unalike.audit.index",
     "run_demo": "unalike.study.demo",
     "train_generator": "unalike.generators.runs",
     "write_report": "unalike.report",
@@ -47,6 +51,9 @@ __all__ = sorted([*_HOMES, "__version__"])
 
 if TYPE_CHECKING:
     from unalike.audit.index import CopyIndex as CopyIndex
+    from unalike.audit.index import reject_copies as reject_copies
+    from unalike.audit.membership import audit_membership as audit_membership
+    from unalike.audit.membership_settings import MembershipSettings as MembershipSettings
     from unalike.audit.run import AuditResult as AuditResult
     from unalike.audit.run import audit_samples as audit_samples
     from unalike.audit.settings import AuditSettings as AuditSettings
@@ -65,6 +72,7 @@ if TYPE_CHECKING:
     from unalike.generators.controls.gaussian import GaussianSettings as GaussianSettings
     from unalike.generators.controls.memorizer import MemorizerSettings as MemorizerSettings
     from unalike.generators.diffusion.settings import DiffusionSettings as DiffusionSettings
+    from unalike.generators.losses import open_loss_model as open_loss_model
     from unalike.generators.runs import draw_samples as draw_samples
     from unalike.generators.runs import train_generator as train_generator
     from unalike.generators.settings import DrawSettings as DrawSettings

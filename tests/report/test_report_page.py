@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from unalike import folders
 from unalike.errors import FolderError, SettingsError
 from unalike.records import Estimate
-from unalike.report import write_report
+from unalike.report import figures, write_report
 from unalike.report.inspect import inspect_folder
 from unalike.report.page import PICTURE_BUDGET
 from unalike.report.read import read_audit
@@ -70,6 +71,12 @@ class Page(HTMLParser):
 
     def values(self, *names: str) -> list[str]:
         return [value for _, attributes in self.tags for key, value in attributes.items() if key in names]
+
+
+@pytest.fixture(autouse=True)
+def empty_figure_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figure of pairs is no part of a page, and the slowest to draw."""
+    monkeypatch.setattr(figures, "draw_pairs", lambda *_, **__: Figure(figsize=(1, 1)))
 
 
 def read(path: Path) -> str:

@@ -119,7 +119,7 @@ def run(arguments: Sequence[str]) -> int:
     except UnalikeError as error:
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt as interrupt:
-        known = "repeat the command: prepare, train, sample and demo go on, the others begin again."
+        known = "repeat the command: prepare, train, sample, audit and demo go on, the others begin again."
         return _fail(f"interrupted; {str(interrupt) or known}", 130, debug)
     except BrokenPipeError:  # the reader (head, less) went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

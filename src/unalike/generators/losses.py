@@ -25,7 +25,7 @@ from unalike.generators.data import PixelScale
 from unalike.generators.diffusion.network import compute_in
 from unalike.generators.diffusion.sample import DiffusionSampler, open_diffusion
 from unalike.generators.diffusion.settings import SampleSettings
-from unalike.generators.runs import _digest_model
+from unalike.generators.runs import digest_model
 from unalike.generators.settings import DrawSettings
 from unalike.records import FloatArray, Pixels
 from unalike.seeds import generator_for
@@ -204,7 +204,7 @@ def open_loss_model(run: str | Path, *, device: str = "auto") -> Losses:
         raise InputError(
             f"{run} is a run of {kind}, which has no loss to ask for. Give a run of {', '.join(_OPENERS)}."
         )
-    if _digest_model(run) != content.get("model_digest"):
+    if digest_model(run) != content.get("model_digest"):
         raise FolderError(f"{run / folders.MODEL} is not the model that {header.path.name} describes. Train it again.")
     try:
         return _OPENERS[kind](run, content, device)

@@ -118,7 +118,7 @@ def train_generator(
         "subject_seed": seed,
         "train_images": len(images),
         **about,
-        "model_digest": _digest_model(out),
+        "model_digest": digest_model(out),
     }
     inputs = {"cohort": opened.digest}
     folders.finish_folder(out, kind="run", settings=asdict(settings), seed=seed, inputs=inputs, content=content)
@@ -151,7 +151,7 @@ def draw_samples(
     _check_seed("first_seed", first_seed)
     if count < 1:
         raise SettingsError(f"--count {count}: draw at least 1 sample.")
-    if _digest_model(run) != content["model_digest"]:
+    if digest_model(run) != content["model_digest"]:
         raise FolderError(f"{run / folders.MODEL} is not the model that {header.path.name} describes. Train it again.")
     sampler = family.open(run, content=content, settings=settings, device=device)
     digest = folders.digest_of(run, kind="run")
@@ -221,7 +221,7 @@ def _assemble(out: Path, batches: Sequence[Sequence[int]], header: Header) -> di
     return written
 
 
-def _digest_model(run: Path) -> str:
+def digest_model(run: Path) -> str:
     """SHA-256 over the names and digests of the files of ``run``/model."""
     model = run / folders.MODEL
     files = sorted(path for path in model.rglob("*") if path.is_file())
