@@ -169,6 +169,7 @@ def test_nothing_flagged_is_no_good_news_where_nothing_could_be(
         # With any holdout it can be said how many lie beyond it, and only that.
         assert html.count(">0 of 128<") == (holdout > 0)
         assert "No training subject is the best match" not in html
+        assert "nobody is exposed so far" not in html
 
 
 def test_hostile_names_are_text(make_audit: MakeAudit, tmp_path: Path) -> None:

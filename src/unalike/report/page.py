@@ -35,6 +35,13 @@ from unalike.report.words import (
 PICTURE_BUDGET = 6_500_000
 STRIP = 5
 OPEN_PAIRS, OPEN_SUBJECTS = 6, 10
+# Statistics that mean nothing where nothing could be flagged.
+NEED_FLAGS = (
+    "flagged_share",
+    "exposed_subjects",
+    "exposed_subjects_in_the_long_run",
+    "further_subjects_if_doubled",
+)
 ICONS = {"copies found": "copies", "no copies found": "clear"}
 DISTRIBUTIONS = {
     "highest-correlations": ("synthetic-train", "holdout-train"),
@@ -198,7 +205,7 @@ def _view_statistic(audit: Audit, statistic: Statistic) -> StatisticView:
         found = audit.per_comparison[statistic.key]
         names = [name for name in COMPARISONS if name in found or statistic.key != "distance_ratio"]
         return StatisticView(statistic, tuple((name, found.get(name)) for name in names), absent)
-    judged = audit.can_flag or statistic.key not in ("flagged_share", "exposed_subjects")
+    judged = audit.can_flag or statistic.key not in NEED_FLAGS
     if not judged:
         absent = "undefined: too few holdout subjects" if counts["holdout"] else "undefined: no holdout"
     elif statistic.key in ("exposed_subjects_in_the_long_run", "further_subjects_if_doubled"):
