@@ -18,7 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from unalike.engine import map_in_order
 from unalike.records import FloatArray, IntArray, Pixels, TextArray
+from unalike.similarity.correlation import single_threaded_torch
 from unalike.similarity.views import EQUALIZED, RAW, VIEWS, WHITENED, Equalizer, Views, shrink
 
 # Pixels (of at most `views.SIDE`) and degrees by which a copy may have moved.
@@ -30,8 +32,9 @@ IMAGES, SUBJECTS = 4, 6
 OTHERS = 5
 # Training images that views are fitted on.
 FITTED = 2048
-# Queries worked on together.
+# Queries worked on together, and training images looked at together.
 QUERIES = 8
+LOOKED_AT = 256
 # Pairs laid over each other together: few enough that memory freed by the last ones holds them.
 PAIRS = 32
 # Similarities of strangers below this count as this much.
@@ -108,9 +111,14 @@ class Gallery:
         self.poses = POSES if height == width else FLIPS
         self.whole = Equalizer.of(height, width)
         spread = np.unique(np.linspace(0, max(len(small) - 1, 0), FITTED).astype(np.int64))
-        self.views = Views.fit(self._inner(small[torch.from_numpy(spread)].to(torch.float32)))
-        looked = [self._look(part.to(torch.float32)) for part in torch.split(small, 1024)]
+        # Few threads in torch, see `resemble`.
+        with single_threaded_torch() as threads:
+            self.views = Views.fit(self._inner(small[torch.from_numpy(spread)].to(torch.float32)))
+            looked = list(map_in_order(self._look_at, torch.split(small, LOOKED_AT), workers=threads))
         self.tables = [torch.cat(parts) for parts in zip(*looked, strict=True)]
+
+    def _look_at(self, small: torch.Tensor) -> list[torch.Tensor]:
+        return self._look(small.to(torch.float32))
 
     def _inner(self, images: torch.Tensor, down: int = 0, across: int = 0) -> torch.Tensor:
         """The window that stays inside when images (…, h, w) are moved by up to ``reach``."""
@@ -126,7 +134,10 @@ class Gallery:
     def resemble(self, queries: Pixels) -> Resemblance:
         """Hold queries (n, C, H, W) of the training images' geometry against all of them."""
         small = torch.from_numpy(shrink(queries))
-        parts = [self._resemble(part) for part in torch.split(small, QUERIES)] if len(small) else []
+        # Small steps: threads that do whole parts beat threads that share each step.
+        with single_threaded_torch() as threads:
+            waiting = torch.split(small, QUERIES) if len(small) else ()
+            parts = list(map_in_order(self._resemble, waiting, workers=threads))
         if not parts:
             nothing = np.empty((len(VIEWS), 0))
             return Resemblance(nothing, nothing.astype(np.int64), nothing.astype(np.int64))
