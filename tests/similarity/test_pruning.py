@@ -110,6 +110,37 @@ def test_block_means_are_rounded_means_of_the_blocks() -> None:
     np.testing.assert_array_equal(coarse_of(images).means, np.floor(means + 0.5) - 128)
 
 
+def test_known_sums_of_two_by_two() -> None:
+    """One row of blocks by hand: means rounded half up, what is left of the sums, and back from the packed form."""
+    image = np.full((1, 1, 4, 8), 128, np.uint8)
+    image[0, 0, :2] = [[0, 0, 255, 255, 129, 128, 129, 129], [0, 0, 255, 255, 128, 128, 129, 128]]
+    sums, squares = (torch.zeros(1, dtype=torch.int64),) * 2
+    (coarse,) = pruning.coarsen_to(image, sums, squares, pick_product(CPU), (2,))
+    assert coarse.means.tolist() == [[-128, 127, 0, 1, 0, 0, 0, 0]]
+    assert coarse.left is not None
+    assert coarse.left.tolist() == [[0, 0, 1, -1, 0, 0, 0, 0]]
+
+
+def test_what_is_left_is_packed_and_unpacked() -> None:
+    left = torch.cartesian_prod(*[torch.arange(-2, 2, dtype=torch.int8)] * 4)
+    packed = pruning.pack_left(left)
+    assert len(set(packed[:, 0].tolist())) == 256
+    assert torch.equal(pruning.unpack_left(packed), left)
+
+
+@pytest.mark.parametrize("side", [2, 4, 8])
+def test_means_and_what_is_left_add_up_to_the_sums(side: int) -> None:
+    images = np.concatenate([draw(kind, 8, (3, 2, 16, 24)) for kind in sorted(KINDS)])
+    centred = images.astype(np.int64) - 128
+    blocks = centred.reshape(-1, 2, 16 // side, side, 24 // side, side).sum(axis=(3, 5)).reshape(len(images), -1)
+    sums, squares = (torch.from_numpy((centred**power).sum(axis=(1, 2, 3))) for power in (1, 2))
+    (coarse,) = pruning.coarsen_to(images, sums, squares, pick_product(CPU), (side,))
+    np.testing.assert_array_equal(coarse.means, (blocks + side * side // 2) // side**2)
+    if coarse.left is not None:
+        np.testing.assert_array_equal(coarse.means.numpy().astype(int) * side**2 + coarse.left.numpy(), blocks)
+    assert (coarse.left is None) == (side != 2)
+
+
 def blocks_of(images: np.ndarray, size: int) -> list[Block]:
     starts = range(0, len(images), size)
     return [Block(begin, images[begin : begin + size], *sum_pixels(images[begin : begin + size])) for begin in starts]

@@ -98,7 +98,13 @@ def test_the_bound_of_every_level_is_never_below_the_covariance(
     a[0] = b[0]
     exact, pixels = covariances(a, b), channels * 64 * height * width
     product = pick_product(CPU)
-    for left, right in zip(in_memory(a).levels, in_memory(b).levels, strict=True):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stored, "FINEST_PIXELS", 1)
+        indices = in_memory(a), in_memory(b)
+    assert [level.area for level in indices[0].levels] == [64, 16, 4]
+    for number in range(3):
+        (left, sound), (right, _) = (index.pick(number, slice(None)) for index in indices)
+        assert sound.all()
         bound = pruning.bound_covariances(left, right, product).numpy()
         for value, truth in zip(bound.flat, exact.flat, strict=True):
             numerator, denominator = float(value).as_integer_ratio()
@@ -133,6 +139,7 @@ def test_same_matches_as_the_dense_search(data: st.DataObject) -> None:
         patch.setattr(stored, "PRUNED_TILE", data.draw(st.sampled_from([1, 4, 16])))
         patch.setattr(stored, "PICKED_QUERIES", data.draw(st.sampled_from([1, 3, 128])))
         patch.setattr(stored, "BOUND_PAIRS", data.draw(st.sampled_from([1, 200, 2**19])))
+        patch.setattr(stored, "FINEST_PIXELS", data.draw(st.sampled_from([1, 2**14])))
         patch.setattr(stored, "FINE_TILE", data.draw(st.sampled_from([1, 5, 64])))
         patch.setattr(stored, "READ_BYTES", data.draw(st.sampled_from([1, 2**12, 2**24])))
         patch.setattr(stored, "QUERY_BYTES", data.draw(st.sampled_from([2**11, 2**29])))
@@ -173,9 +180,13 @@ def world() -> tuple[np.ndarray, np.ndarray]:
     return images[:3000], queries
 
 
+@pytest.mark.parametrize("finest", [1, 2**14])
 @pytest.mark.parametrize("best", [1, 5])
 @pytest.mark.parametrize("product", [None, float32_product])
-def test_most_pixels_are_not_read(world: tuple[np.ndarray, np.ndarray], best: int, product: Any) -> None:
+def test_most_pixels_are_not_read(
+    world: tuple[np.ndarray, np.ndarray], best: int, product: Any, finest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "FINEST_PIXELS", finest)
     references, queries = world
     asked: list[int] = []
     index = build_index(read=reader(references, asked), count=3000, key="any", folder=None)
@@ -184,6 +195,25 @@ def test_most_pixels_are_not_read(world: tuple[np.ndarray, np.ndarray], best: in
     assert_same_matches(found, dense(queries, references, best))
     assert found.share_read == len(asked) / 3000 < 0.15
     assert found.share_multiplied < 0.15
+
+
+def test_the_finest_means_spare_reading(world: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    references, queries = world
+    shares = []
+    for finest in (2**14, 1):
+        monkeypatch.setattr(stored, "FINEST_PIXELS", finest)
+        shares.append(find_stored(queries=queries, index=in_memory(references), best=5).share_read)
+    assert shares[1] < shares[0]
+
+
+def test_finest_means_are_for_large_images_and_in_memory_only_if_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = draw("slices", 10, (4, 1, 128, 128)), draw("slices", 10, (4, 1, 120, 128))
+    assert [level.area for level in in_memory(small).levels] == [64, 16]
+    index = in_memory(large)
+    assert [level.area for level in index.levels] == [64, 16, 4]
+    assert index.nbytes == 4 * 2**14 * (1 + 4 + 16 + 4) // 64
+    monkeypatch.setattr(stored, "FINEST_BYTES", 4 * 2**12 - 1)
+    assert [level.area for level in in_memory(large).levels] == [64, 16]
 
 
 def test_one_index_answers_again_and_again(world: tuple[np.ndarray, np.ndarray]) -> None:
@@ -312,6 +342,32 @@ def test_a_damaged_index_is_made_again(damage: str, tmp_path: Path) -> None:
     assert again.read == 60
     assert len(again.told) == 1
     assert Opened(tmp_path).read == 0
+
+
+def test_an_index_of_another_format_is_said_to_be_one(tmp_path: Path) -> None:
+    place = Opened(tmp_path).index.place
+    assert place is not None
+    change_header(place, format=1)
+    assert "of another format" in Opened(tmp_path).told[0]
+
+
+@pytest.mark.parametrize("name", ["means-2", "left-2"])
+@pytest.mark.parametrize("images", [1, 200])
+def test_damaged_finest_means_rule_nothing_out(
+    name: str, images: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not read when the index is opened: the images whose means are damaged are read instead."""
+    monkeypatch.setattr(stored, "FINEST_PIXELS", 1)
+    references = draw("slices", 11, (200, 1, 32, 32))
+    place = Opened(tmp_path, images=references).index.place
+    assert place is not None
+    means = np.load(place / f"{name}.npy", mmap_mode="r+")
+    means[:images, ::3] ^= 1
+    means.flush()
+    opened = Opened(tmp_path, images=references)  # finds what the dense search finds
+    assert opened.read == 0
+    assert opened.told == []
+    assert opened.index.pick(2, slice(None))[1].tolist() == [False] * images + [True] * (200 - images)
 
 
 def test_where_nothing_can_be_written_the_index_is_kept_in_memory(tmp_path: Path) -> None:

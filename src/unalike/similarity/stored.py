@@ -1,17 +1,21 @@
 """A coarse index stored beside a set of images: a search reads only the pixels that a certified bound lets through.
 
-The index holds every image averaged over 8 × 8 and over 4 × 4 blocks, as int8, with the exact sums and the norms that
-bound a correlation from above (`pruning`, which proves it). A search of it goes best first:
+The index holds every image averaged over 8 × 8, over 4 × 4 and, if it is large, over 2 × 2 blocks, as int8, with the
+exact sums and the norms that bound a correlation from above (`pruning`, which proves it). A search goes best first:
 
 1. the 8 × 8 means order the references of each query, and the most promising ones are read and multiplied out: from
    then on the query's k-th best is high;
-2. all pairs are bounded by their 8 × 8 means, what passes by its 4 × 4 means, and what passes both is read and
-   multiplied out. A pair whose bound is below the k-th best so far cannot be among the k best, nor tie with them.
+2. all pairs are bounded by their 8 × 8 means, what passes by its 4 × 4 means, what passes those by its 2 × 2 means, and
+   what passes all is read and multiplied out. A pair whose bound is below the k-th best so far cannot be among the k
+   best, nor tie with them.
 
 So the answers are those of `find_matches` to the last bit, ties to the lower index included, whatever the order.
 
 An index is derived from patients' pixels, so it lies in their folder and is as internal as that. It is a folder of
-plain .npy files, opened as memory maps, and a header that is written last; the whole is renamed into place.
+plain .npy files, opened as memory maps, and a header that is written last; the whole is renamed into place. Opening it
+reads all files and compares their checksums, but for the 2 × 2 means and what rounding left of them, 5/16 as large as
+the pixels: of these a search reads few, so each image's have a checksum of their own, compared whenever they are used.
+Means that do not fit theirs rule nothing out: the image's pixels are read instead, and the answers stay right.
 """
 
 from __future__ import annotations
@@ -45,23 +49,30 @@ from unalike.similarity.correlation import (
     single_threaded_torch,
 )
 from unalike.similarity.products import Product, pick_product
-from unalike.similarity.pruning import BLOCK, Coarse, bound_covariances, coarsen_to
+from unalike.similarity.pruning import BLOCK, Coarse, bound_covariances, coarsen_to, pack_left, unpack_left
 
 # What the files mean; another number is another format, and the index is made again.
-FORMAT = 1
+FORMAT = 2
 HEADER = "index.json"
 LOCK = ".lock"
 # What opening a missing, stale or damaged index may raise.
 MISFIT = (OSError, EOFError, ValueError, KeyError, TypeError, FolderError)
 # Sides of the blocks that are averaged, largest first.
-SIDES = (8, 4)
-NORMS = tuple(field.name for field in fields(Coarse) if field.name not in ("means", "area"))
+SIDES = (8, 4, 2)
+# Means of this side are checked image by image, when they are used.
+FINEST = 2
+# Smaller images are read about as fast as their finest means, or are ruled out before.
+FINEST_PIXELS = 2**14
+# Bytes of the finest means that an index kept in memory may have; if they were more, it goes without them.
+FINEST_BYTES = 2**28
+NORMS = tuple(field.name for field in fields(Coarse) if field.name not in ("means", "area", "left"))
 
 # Bytes of pixels read at once by a thread.
 READ_BYTES = 2**24
 # Pairs bounded at once by a thread, and references at most: tables of some MiB.
 BOUND_PAIRS, BOUND_REFERENCES = 2**19, 2**13
-# References bounded by their 4 × 4 means at once, with those queries of which one of them is still possible.
+# References bounded by their 4 × 4 means at once, with those queries of which one of them is still possible. Of 2 × 2
+# means it is as many as are multiplied out at once: fewer references share fewer queries.
 FINE_TILE = 64
 # Bytes of the queries that are searched together; more of them cost another pass.
 QUERY_BYTES = 2**29
@@ -80,7 +91,9 @@ class CoarseIndex:
 
     ``shape`` is (C, H, W) of the chosen ``channels``; ``sums`` and ``squares`` (N, C) are Σa and Σa² of the pixels;
     ``levels`` holds the block means with their norms, coarsest first: none for images of 16 bits, or of sizes other
-    than multiples of 4 × 8, whose search reads everything. ``place`` is the folder of the index, None in memory.
+    than multiples of 4 × 8, whose search reads everything. Of 2 × 2 means, if there are such, ``left`` (N, D/16) is
+    what rounding left, packed, and ``checks`` (N,) are the CRC-32 of each image's means and ``left``. ``place`` is the
+    folder of the index, None in memory.
     """
 
     count: int
@@ -90,13 +103,25 @@ class CoarseIndex:
     sums: IntArray
     squares: IntArray
     levels: tuple[Coarse, ...]
+    left: torch.Tensor | None = None
+    checks: IntArray | None = None
     place: Path | None = None
     maps: tuple[np.memmap[Any, Any], ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Bytes of the block means, on disk or in memory."""
-        return sum(int(level.means.nbytes) for level in self.levels)
+        left = 0 if self.left is None else int(self.left.nbytes)
+        return left + sum(int(level.means.nbytes) for level in self.levels)
+
+    def pick(self, number: int, rows: torch.Tensor | slice) -> tuple[Coarse, torch.Tensor]:
+        """Level ``number`` of some images, to bound with, and which of them fit their checksum (of those there are)."""
+        level = _pick_coarse(self.levels[number], rows)
+        if _side(level) != FINEST or self.left is None or self.checks is None:
+            return level, torch.ones(len(level.norm), dtype=torch.bool)
+        packed = self.left[rows]
+        sound = torch.from_numpy(_check_rows(level.means, packed)) == torch.from_numpy(self.checks)[rows]
+        return replace(level, left=unpack_left(packed)), sound
 
     def release(self, rows: slice) -> None:
         """Tell the system that the maps of these rows are not needed for now: it keeps them as long as it likes."""
@@ -186,7 +211,14 @@ class _Source:
         chosen = tuple(range(all_channels) if channels is None else channels)
         fits = first.dtype == np.uint8 and height % BLOCK == 0 and width % 8 == 0 and len(chosen) > 0
         sides = tuple(side for side in SIDES if height % side == 0) if fits else ()
+        if len(chosen) * height * width < FINEST_PIXELS:
+            sides = tuple(side for side in sides if side != FINEST)
         return cls(read, count, chosen, all_channels, (len(chosen), height, width), sides)
+
+    def in_memory(self) -> _Source:
+        """The same, without means that are too large to be kept in memory."""
+        large = self.count * int(np.prod(self.shape)) // FINEST**2 > FINEST_BYTES
+        return replace(self, sides=tuple(side for side in self.sides if side != FINEST)) if large else self
 
     def pixels(self, rows: IntArray) -> Pixels:
         """The chosen channels of some images."""
@@ -208,6 +240,9 @@ class _Source:
         for side in self.sides:
             arrays[f"means-{side}"] = ((self.count, pixels // side**2), np.dtype("i1"))
             arrays[f"norms-{side}"] = ((self.count, len(NORMS)), np.dtype("<f8"))
+            if side == FINEST:
+                arrays[f"left-{side}"] = ((self.count, pixels // side**2 // 4), np.dtype("u1"))
+                arrays[f"checks-{side}"] = ((self.count,), np.dtype("<i8"))
         return arrays
 
 
@@ -228,7 +263,17 @@ def _describe(images: Pixels, sides: Sequence[int], product: Product) -> tuple[d
     for side, level in zip(sides, levels, strict=True):
         arrays[f"means-{side}"] = level.means.numpy()
         arrays[f"norms-{side}"] = torch.stack([getattr(level, name) for name in NORMS], dim=1).numpy()
+        if level.left is not None:
+            packed = pack_left(level.left)
+            arrays[f"left-{side}"] = packed.numpy()
+            arrays[f"checks-{side}"] = _check_rows(level.means, packed)
     return arrays, levels
+
+
+def _check_rows(means: torch.Tensor, packed: torch.Tensor) -> IntArray:
+    """CRC-32 (n,) of the means (n, ·) of each image and of what rounding left of them."""
+    rows = zip(means.numpy(), packed.numpy(), strict=True)
+    return np.array([zlib_ng.crc32(left.data, zlib_ng.crc32(row.data)) for row, left in rows], dtype=np.int64)
 
 
 def _as_index(source: _Source, arrays: Mapping[str, np.ndarray], place: Path | None) -> CoarseIndex:
@@ -244,6 +289,8 @@ def _as_index(source: _Source, arrays: Mapping[str, np.ndarray], place: Path | N
         sums=arrays["sums"],
         squares=arrays["squares"],
         levels=tuple(levels),
+        left=torch.from_numpy(arrays[f"left-{FINEST}"]) if FINEST in source.sides else None,
+        checks=arrays.get(f"checks-{FINEST}"),
         place=place,
         maps=tuple(array for array in arrays.values() if isinstance(array, np.memmap)),
     )
@@ -269,6 +316,7 @@ def _build(
         else:
             with suppress(*MISFIT):  # somebody else may have taken it away already
                 return _load(place, source, key)
+    source = source.in_memory()
     arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in source.layout().items()}
 
     def keep(begin: int, part: Mapping[str, np.ndarray]) -> None:
@@ -382,6 +430,8 @@ def _load(place: Path, source: _Source, key: str) -> CoarseIndex:
         raise FileNotFoundError(f"{place} is missing")
     header = folders.read_json(place / HEADER)
     wanted = _header(source, key)
+    if isinstance(header, dict) and header.get("format") != FORMAT:
+        raise ValueError("it is of another format")
     if not isinstance(header, dict) or {name: header.get(name) for name in wanted} != wanted:
         raise ValueError("it was made of other images")
     arrays = {}
@@ -391,9 +441,10 @@ def _load(place: Path, source: _Source, key: str) -> CoarseIndex:
         array = np.load(file, mmap_mode="c", allow_pickle=False)
         if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
             raise ValueError(f"{file.name} is damaged")
-        if _check(file, array.offset) != header["checks"][name]:
+        # The finest means are not read here: a search reads few of them, and checks those.
+        if name not in (f"means-{FINEST}", f"left-{FINEST}") and _check(file, array.offset) != header["checks"][name]:
             raise ValueError(f"{file.name} is damaged")
-        arrays[name] = array if name.startswith("means") else np.array(array)
+        arrays[name] = array if name.startswith(("means", "left")) else np.array(array)
     return _as_index(source, arrays, place)
 
 
@@ -585,15 +636,23 @@ class _Search:
     def _sieve(self, finer: int, block: slice, possible: torch.Tensor) -> None:
         """Take from ``possible`` what the finer means rule out."""
         columns = possible.any(dim=0).nonzero()[:, 0]
-        for begin in range(0, len(columns), FINE_TILE):
-            tile = columns[begin : begin + FINE_TILE]
+        step = PRUNED_TILE if _side(self.index.levels[finer]) == FINEST else FINE_TILE
+        for begin in range(0, len(columns), step):
+            tile = columns[begin : begin + step]
+            references = self.rows[tile.numpy() + block.start]
+            level, sound = self.index.pick(finer, torch.from_numpy(references))
+            if not sound.any():  # nothing is ruled out by damaged means
+                continue
+            if not sound.all():
+                tile, level = tile[sound], _pick_coarse(level, sound)
             part = possible[:, tile]
             rows = part.any(dim=1).nonzero()[:, 0]
-            level = _pick_coarse(self.index.levels[finer], torch.from_numpy(self.rows[tile.numpy() + block.start]))
             if 2 * len(rows) > len(part):  # most of them: copying costs more than it saves
                 possible[:, tile] = part.logical_and_(self._reaches(finer, slice(None), level))
-            else:
-                possible[rows[:, None], tile] = part[rows].logical_and_(self._reaches(finer, rows, level))
+                continue
+            for pick in range(0, len(rows), PICKED_QUERIES):  # few: their copies lie in memory that was freed
+                chosen = rows[pick : pick + PICKED_QUERIES]
+                possible[chosen[:, None], tile] = part[chosen].logical_and_(self._reaches(finer, chosen, level))
         self._release(block)
 
     def _reaches(self, number: int, rows: torch.Tensor | slice, level: Coarse) -> torch.Tensor:
@@ -667,4 +726,5 @@ def _side(level: Coarse) -> int:
 
 def _pick_coarse(level: Coarse, rows: torch.Tensor | slice) -> Coarse:
     """Some images of a level."""
-    return replace(level, means=level.means[rows], **{name: getattr(level, name)[rows] for name in NORMS})
+    left = None if level.left is None else level.left[rows]
+    return replace(level, means=level.means[rows], left=left, **{name: getattr(level, name)[rows] for name in NORMS})
