@@ -226,6 +226,16 @@ def test_three_channels_with_the_mask_left_out(tmp_path: Path) -> None:
     )
     assert highest[0] == pytest.approx(by_hand, abs=1e-12)
     assert folders.read_header(tmp_path / "audit", kind="audit").content["channels"]["compared"] == ["t1", "t2"]
+    # Channel by channel, and the worst; the second one's match is its original, equal in both.
+    table = pq.read_table(tmp_path / "audit" / folders.QUERIES)
+    row = pq.read_table(tmp_path / "audit" / folders.MATCHES)["reference"][0].as_py()
+    by_channel = [
+        np.corrcoef(same_mask[0, index].ravel().astype(float), images[row, index].ravel().astype(float))[0, 1]
+        for index in (0, 1)
+    ]
+    found = [table[f"similarity_{name}"].to_pylist() for name in ("t1", "t2", "worst_channel", "foreground")]
+    assert [values[0] for values in found[:3]] == pytest.approx([*by_channel, min(by_channel)], abs=1e-12)
+    assert [values[1] for values in found] == [1.0] * 4
     masked = audit_samples(
         synthetic=synthetic,
         against=cohort.path,

@@ -17,6 +17,7 @@ from unalike import folders
 from unalike.audit import calibrate as calibration_room
 from unalike.audit.blocks import BlockExaminer, Workshop, open_workshop
 from unalike.audit.calibrate import Calibration
+from unalike.audit.channels import correlate_by_channel
 from unalike.audit.evidence import Evidence, Measure, pose_names
 from unalike.audit.exposure import ExposedSubject, count_exposure, find_culprits
 from unalike.audit.power import PowerRow, measure_power
@@ -264,7 +265,7 @@ def _write(
     copied = found.comparisons["synthetic-train"]
     matches = pa.concat_tables(_match_tables(found.comparisons))
     pq.write_table(matches, out / folders.MATCHES)
-    pq.write_table(_query_table(copied, found), out / folders.QUERIES)
+    pq.write_table(_query_table(copied, found, channels), out / folders.QUERIES)
     fields = {name: [getattr(entry, name) for entry in found.exposed] for name in ExposedSubject.__dataclass_fields__}
     pq.write_table(pa.table(fields), out / folders.EXPOSURE)
     written = [folders.MATCHES, folders.QUERIES, folders.EXPOSURE, folders.EVIDENCE]
@@ -316,7 +317,7 @@ def _match_tables(comparisons: Mapping[str, Comparison]) -> list[pa.Table]:
     return tables
 
 
-def _query_table(copied: Comparison, found: _Found) -> pa.Table:
+def _query_table(copied: Comparison, found: _Found, channels: list[int]) -> pa.Table:
     queries, calibration, evidence = copied.queries, found.calibration, found.evidence
     owners = np.append(copied.references.folder.column("subject"), "")
     names = [measure.name for measure in evidence.measures]
@@ -336,6 +337,7 @@ def _query_table(copied: Comparison, found: _Found) -> pa.Table:
             "reference_subject": owners[found.culprits].tolist(),
             "pose": [poses[index][place] if index >= 0 else "" for place, index in enumerate(calibration.spoke)],
         }
+        | correlate_by_channel(copied, channels)
         | {f"score_{name}": scores for name, scores in zip(names, evidence.scores, strict=True)}
         | {f"p_{name}": values for name, values in zip(names, calibration.by_measure, strict=True)}
     )
