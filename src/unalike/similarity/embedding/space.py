@@ -172,7 +172,7 @@ def _read(stream: Any) -> Embedding:
         highest=max(1, _whole(header["highest"], 2**16)),
         key=str(header["key"]),
         losses=tuple(float(loss) for loss in header["losses"]),
-        encoder=encoder.eval().requires_grad_(False),
+        encoder=encoder.train(False).requires_grad_(False),
     )
 
 

@@ -73,7 +73,7 @@ def train_embedding(
         decoder.to(device).train()
     state = _Training(encoder, decoder, settings, seed, torch.from_numpy(subjects).to(device))
     losses = state.run(small.to(device), progress or Progress())
-    encoder.eval().requires_grad_(False)
+    encoder.train(False).requires_grad_(False)
     if decoder is not None:
         encoder.centre.copy_(_mean_vector(encoder, small, device))
     return Embedding(
