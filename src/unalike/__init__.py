@@ -20,6 +20,7 @@ _HOMES = {
     "DrawSettings": "unalike.generators.settings",
     "Estimate": "unalike.records",
     "GaussianSettings": "unalike.generators.controls.gaussian",
+    "GuardSettings": "unalike.runs.settings",
     "ImageFolder": "unalike.cohort.store",
     "InputError": "unalike.errors",
     "MemorizerSettings": "unalike.generators.controls.memorizer",
@@ -27,10 +28,11 @@ _HOMES = {
     "PhantomSettings": "unalike.cohort.phantom",
     "PrepareSettings": "unalike.cohort.settings",
     "UnalikeError": "unalike.errors",
+    "WatchSettings": "unalike.runs.settings",
     "audit_membership": "unalike.audit.membership",
     "audit_samples": "unalike.audit.run",
     "correlate": "unalike.similarity.correlation",
-    "draw_samples": "unalike.generators.runs",
+    "draw_samples": "unalike.runs.sample",
     "find_matches": "unalike.similarity.correlation",
     "inspect_folder": "unalike.report.inspect",
     "make_phantom": "unalike.cohort.phantom",
@@ -43,7 +45,7 @@ _HOMES = {
     "recipe_settings": "unalike.cohort.recipes",
     "reject_copies": "unalike.audit.index",
     "run_demo": "unalike.study.demo",
-    "train_generator": "unalike.generators.runs",
+    "train_generator": "unalike.runs.train",
     "write_report": "unalike.report",
 }
 
@@ -73,12 +75,14 @@ if TYPE_CHECKING:
     from unalike.generators.controls.memorizer import MemorizerSettings as MemorizerSettings
     from unalike.generators.diffusion.settings import DiffusionSettings as DiffusionSettings
     from unalike.generators.losses import open_loss_model as open_loss_model
-    from unalike.generators.runs import draw_samples as draw_samples
-    from unalike.generators.runs import train_generator as train_generator
     from unalike.generators.settings import DrawSettings as DrawSettings
     from unalike.records import Estimate as Estimate
     from unalike.report import write_report as write_report
     from unalike.report.inspect import inspect_folder as inspect_folder
+    from unalike.runs.sample import draw_samples as draw_samples
+    from unalike.runs.settings import GuardSettings as GuardSettings
+    from unalike.runs.settings import WatchSettings as WatchSettings
+    from unalike.runs.train import train_generator as train_generator
     from unalike.similarity.correlation import correlate as correlate
     from unalike.similarity.correlation import find_matches as find_matches
     from unalike.study.demo import run_demo as run_demo

@@ -49,6 +49,9 @@ CONTACT_SHEETS = "contact-sheets"
 DUPLICATES_SHEET = "duplicates.png"
 HISTOGRAM = "histogram.png"
 INDEX = "index"
+WATCH = "watch.jsonl"
+WATCH_PICTURE = "watch.png"
+REJECTED = "rejected.json"
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,13 @@ def digest_file(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal text."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_tree(folder: Path) -> str:
+    """SHA-256 over the names and digests of all files in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(folder).as_posix()} {digest_file(path)}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def begin_folder(out: Path, *, kind: str, settings: Mapping[str, Any], resumable: bool = False) -> bool:

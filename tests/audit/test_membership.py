@@ -39,7 +39,7 @@ from unalike.cohort.settings import PrepareSettings
 from unalike.cohort.store import ImageFolder
 from unalike.errors import FolderError, InputError, SettingsError
 from unalike.generators.losses import open_loss_model
-from unalike.generators.runs import train_generator
+from unalike.runs.train import train_generator
 
 QUICK = MembershipSettings(splits=40, permutations=400)
 PATTERN = r"(p\d+)_"

@@ -22,7 +22,8 @@ from unalike.cohort.settings import PrepareSettings
 from unalike.cohort.split import select_train_rows
 from unalike.cohort.store import ImageFolder, open_images, verify_images
 from unalike.errors import FolderError, InputError
-from unalike.generators.runs import draw_samples, train_generator
+from unalike.runs.sample import draw_samples
+from unalike.runs.train import train_generator
 
 KEY = b"a key of the tests"
 PATTERN = r"(p\d+)_"

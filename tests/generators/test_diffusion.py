@@ -28,7 +28,8 @@ from unalike.generators.data import TrainImages, open_train_images
 from unalike.generators.diffusion import train
 from unalike.generators.diffusion.network import build_network
 from unalike.generators.diffusion.settings import DiffusionSettings
-from unalike.generators.runs import draw_samples, train_generator
+from unalike.runs.sample import draw_samples
+from unalike.runs.train import train_generator
 
 MakeCohort = Callable[..., Path]
 

@@ -13,7 +13,8 @@ from unalike.cohort.split import select_train_rows
 from unalike.cohort.store import open_images
 from unalike.errors import SettingsError
 from unalike.generators.controls import gaussian
-from unalike.generators.runs import draw_samples, train_generator
+from unalike.runs.sample import draw_samples
+from unalike.runs.train import train_generator
 
 MakeCohort = Callable[..., Path]
 

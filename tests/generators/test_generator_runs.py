@@ -16,13 +16,14 @@ import pytest
 from unalike import folders
 from unalike.cohort.store import open_images
 from unalike.errors import FolderError, SettingsError
-from unalike.generators import runs
 from unalike.generators.controls.gaussian import GaussianSettings
 from unalike.generators.controls.memorizer import MemorizerSampler
 from unalike.generators.data import PixelScale, nearest_level
 from unalike.generators.diffusion.settings import DiffusionSettings, SampleSettings
-from unalike.generators.runs import draw_samples, train_generator
 from unalike.generators.settings import resolve_settings
+from unalike.runs import sample as runs
+from unalike.runs.sample import draw_samples
+from unalike.runs.train import train_generator
 
 MakeCohort = Callable[..., Path]
 
@@ -66,7 +67,7 @@ def test_settings_come_as_dataclass_or_mapping() -> None:
 def test_settings_do_not_import_torch() -> None:
     code = (
         "import sys, unalike.generators.diffusion.settings, unalike.generators.controls.gaussian, "
-        "unalike.generators.controls.memorizer, unalike.generators.runs; assert 'torch' not in sys.modules"
+        "unalike.generators.controls.memorizer, unalike.runs.sample; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": "src"})
 
@@ -173,7 +174,7 @@ def test_a_damaged_part_is_drawn_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("unalike.generators.runs._assemble", stop)
+        patched.setattr("unalike.runs.sample._assemble", stop)
         with pytest.raises(KeyboardInterrupt):
             draw_samples(out=tmp_path / "pieces", **order)
     part = sorted((tmp_path / "pieces" / "parts").iterdir())[0]

@@ -25,7 +25,7 @@ from unalike.generators.losses import (
     MemorizerLosses,
     open_loss_model,
 )
-from unalike.generators.runs import train_generator
+from unalike.runs.train import train_generator
 
 MakeCohort = Callable[..., Path]
 

@@ -10,6 +10,7 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from cyclopts import App, CycloptsError
@@ -30,6 +31,7 @@ from unalike.cli.report import report
 from unalike.cli.sample import sample
 from unalike.cli.train import train
 from unalike.errors import SettingsError, UnalikeError
+from unalike.generators.diffusion.settings import PRESETS, DiffusionSettings
 
 _COMMANDS = (demo, recipes, prepare, inspect, sample, audit, membership, index, report, phantom)
 _EPILOGUE = (
@@ -54,6 +56,22 @@ def _apply_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
         Dict({"prepare": table}, source=f"recipe {given[-1]}")(app, commands, arguments)
 
 
+def _apply_preset(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Let the settings of ``train diffusion --preset NAME`` take the place of the defaults; flags win."""
+    if commands[:2] != ("train", "diffusion"):
+        return
+    given = [argument for argument in arguments if argument.name == "--preset" and argument.tokens]
+    name = given[0].tokens[0].value if given else ""
+    if not name:
+        return
+    if name not in PRESETS:
+        raise SettingsError(f"--preset {name} is unknown. There are: {', '.join(PRESETS)}.")
+    plain = asdict(DiffusionSettings())
+    values = {key: value for key, value in asdict(PRESETS[name]).items() if value != plain[key]}
+    table = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    Dict({"train": {"diffusion": table}}, source=f"preset {name}")(app, commands, arguments)
+
+
 def build_app(config: Path | None = None) -> App:
     """The command line as an object; ``config`` is a TOML file with settings."""
     app = App(
@@ -61,7 +79,7 @@ def build_app(config: Path | None = None) -> App:
         version=__version__,
         help="Synthetic medical images that are like no patient: prepare, train, sample, audit, report.",
         help_epilogue=_EPILOGUE,
-        config=(*(() if config is None else (Toml(config, must_exist=True),)), _apply_recipe),
+        config=(*(() if config is None else (Toml(config, must_exist=True),)), _apply_recipe, _apply_preset),
         suppress_keyboard_interrupt=False,
     )
     app.command(train)

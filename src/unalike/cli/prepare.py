@@ -19,7 +19,7 @@ def prepare(
     source: Path,
     *,
     out: Path,
-    settings: Annotated[PrepareSettings, Parameter(name="*")] = PrepareSettings(),  # noqa: B008 - frozen
+    settings: Annotated[PrepareSettings, Parameter(name="*", consume_multiple=True)] = PrepareSettings(),  # noqa: B008 - frozen
     seed: Seed = 0,
     key: Path | None = None,
     workers: int | None = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,8 @@ from unalike.cli.output import Device, DryRun, Json, print_json, show_settings
 from unalike.errors import SettingsError
 from unalike.generators.diffusion.settings import SampleSettings
 from unalike.generators.settings import DrawSettings
+from unalike.runs.given import GivenSettings
+from unalike.runs.settings import GuardSettings
 
 
 def sample(
@@ -19,7 +23,12 @@ def sample(
     count: int,
     out: Path,
     first_seed: int = 0,
-    settings: Annotated[SampleSettings, Parameter(name="*")] = SampleSettings(),  # noqa: B008 - frozen
+    settings: Annotated[SampleSettings, Parameter(name="*", consume_multiple=True)] = SampleSettings(),  # noqa: B008 - frozen
+    given: Annotated[GivenSettings, Parameter(name="*")] = GivenSettings(),  # noqa: B008 - frozen
+    guard: Path | None = None,
+    guard_level: float = 0.05,
+    guard_patience: int = 10,
+    rejected: Path | None = None,
     device: Device = "auto",
     dry_run: DryRun = False,
     json: Json = False,
@@ -36,27 +45,54 @@ def sample(
         Samples folder to write, or to resume.
     first_seed
         Seed of the first image; the others follow. --first-seed 17 --count 1 draws sample 17 again.
+    guard
+        Cohort the run was trained on: samples that look like copies are rejected, and the next seeds drawn instead.
+    guard_level
+        p-value up to which a sample is rejected; so large a share of images that are no copies is, too.
+    guard_patience
+        At most so many samples are drawn for each that is wanted.
+    rejected
+        Samples folder for what the guard rejects, to audit it. It shows patients: keep it inside.
     """
     from unalike import folders
-    from unalike.generators.runs import draw_samples
+    from unalike.runs.sample import draw_samples
 
     header = folders.read_header(run, kind="run")
-    wanted = _fit_settings(settings, generator=header.content["generator"])
+    generator = str(header.content["generator"])
+    wanted = _fit_settings(settings, generator=generator)
     show_settings(wanted, dry_run=dry_run, json_out=json)
     if dry_run:
         return
-    samples = draw_samples(run=run, out=out, count=count, first_seed=first_seed, settings=wanted, device=device)
+    samples = draw_samples(
+        run=run,
+        out=out,
+        count=count,
+        first_seed=first_seed,
+        settings=wanted,
+        device=device,
+        given=None if given == GivenSettings() else given,
+        guard=guard,
+        guard_settings=GuardSettings(level=guard_level, patience=guard_patience),
+        rejected=rejected,
+    )
+    if int(os.environ.get("RANK", "0")):
+        return  # accelerate launch: the first process speaks
+    told = folders.read_header(samples, kind="samples").content.get("guard")
     if json:
-        print_json({"samples": samples, "count": count, "generator": header.content["generator"]})
-    else:
-        print(f"{samples}: {count} images. Next: unalike audit {samples} --against COHORT --out …")
+        print_json({"samples": samples, "count": count, "generator": generator} | ({"guard": told} if told else {}))
+        return
+    if told:
+        print(f"guard: {told['rejected']} of {told['drawn']} samples looked like copies and were rejected")
+    print(f"{samples}: {count} images. Next: unalike audit {samples} --against COHORT --out …")
 
 
 def _fit_settings(settings: SampleSettings, *, generator: str) -> DrawSettings:
     """The settings that this generator has; one that belongs to diffusion alone is refused elsewhere."""
     if generator == "diffusion":
         return settings
-    plain = DrawSettings(batch_size=settings.batch_size)
-    if settings != SampleSettings(batch_size=settings.batch_size):
-        raise SettingsError(f"--steps, --sampler and --precision are for diffusion; this run is a {generator}.")
-    return plain
+    plain = SampleSettings(batch_size=settings.batch_size)
+    given = [field.name for field in fields(settings) if getattr(settings, field.name) != getattr(plain, field.name)]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise SettingsError(f"{names}: only for diffusion; this run is a {generator}.")
+    return DrawSettings(batch_size=settings.batch_size)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from unalike.cli.output import Device, DryRun, Json, Seed, print_json, show_settings
+from unalike.errors import SettingsError
 from unalike.generators.controls.gaussian import GaussianSettings
 from unalike.generators.controls.memorizer import MemorizerSettings
-from unalike.generators.diffusion.settings import DiffusionSettings
+from unalike.generators.diffusion.settings import PRESETS, DiffusionSettings
+from unalike.runs.settings import WatchSettings
 
 train = App(name="train", help="Train a generator on a cohort's train role; an interrupted run resumes.")
 
@@ -27,10 +30,11 @@ def _train(
     device: str,
     dry_run: bool,
     json: bool,
+    watch: WatchSettings | None = None,
 ) -> None:
     from unalike.cohort.split import select_train_rows
     from unalike.cohort.store import open_images
-    from unalike.generators.runs import train_generator
+    from unalike.runs.train import train_generator
 
     opened = open_images(cohort)
     images = len(select_train_rows(opened, subjects=subjects, seed=seed))
@@ -38,8 +42,10 @@ def _train(
     if dry_run:
         return
     run = train_generator(
-        kind=kind, cohort=cohort, out=out, settings=settings, subjects=subjects, seed=seed, device=device
+        kind=kind, cohort=cohort, out=out, settings=settings, subjects=subjects, seed=seed, device=device, watch=watch
     )
+    if int(os.environ.get("RANK", "0")):
+        return  # accelerate launch: the first process speaks
     if json:
         print_json({"run": run, "generator": kind, "train_images": images})
     else:
@@ -51,8 +57,15 @@ def diffusion(
     cohort: Path,
     *,
     out: Path,
-    settings: Annotated[DiffusionSettings, Parameter(name="*")] = DiffusionSettings(),  # noqa: B008 - frozen
+    preset: str = "",
+    settings: Annotated[DiffusionSettings, Parameter(name="*", consume_multiple=True)] = DiffusionSettings(),  # noqa: B008 - frozen
     subjects: Subjects = None,
+    watch_every: int = 0,
+    watch_samples: int = 200,
+    watch_steps: int = 20,
+    watch_level: float = 0.05,
+    copy_budget: float = 0.05,
+    stop_on_memorization: Annotated[bool, Parameter(negative="")] = False,
     seed: Seed = 0,
     device: Device = "auto",
     dry_run: DryRun = False,
@@ -60,14 +73,45 @@ def diffusion(
 ) -> None:
     """Train a denoising diffusion model (Ho et al. 2020) with as many channels as the cohort has.
 
+    Several processes, on one machine or more: accelerate launch -m unalike train diffusion …
+
     Parameters
     ----------
     cohort
         Cohort folder.
     out
         Run folder to write, or to resume.
+    preset
+        Settings to begin with instead of the defaults; flags win. akbar2025: the paper's.
+    watch_every
+        Updates between two looks for copies among samples drawn on the way; 0 does not look.
+    watch_samples
+        Samples drawn at each look.
+    watch_steps
+        Denoising steps they are drawn in.
+    watch_level
+        p-value up to which a sample counts as a copy.
+    copy_budget
+        Largest share of copies, beyond false alarms, of weights that may become the model. The best of these, by
+        Fréchet distance, does.
+    stop_on_memorization
+        End the training at the first look beyond the budget.
     """
-    _train("diffusion", cohort, out, settings, subjects, seed, device, dry_run, json)
+    if preset not in ("", *PRESETS):
+        raise SettingsError(f"--preset {preset} is unknown. There are: {', '.join(PRESETS)}.")
+    if stop_on_memorization and not watch_every:
+        raise SettingsError("--stop-on-memorization needs looks to go by: give --watch-every.")
+    watch = None
+    if watch_every:
+        watch = WatchSettings(
+            every=watch_every,
+            samples=watch_samples,
+            steps=watch_steps,
+            level=watch_level,
+            budget=copy_budget,
+            stop=stop_on_memorization,
+        )
+    _train("diffusion", cohort, out, settings, subjects, seed, device, dry_run, json, watch)
 
 
 @train.command

@@ -27,7 +27,7 @@ from unalike.cohort.duplicates import (
     tabulate_duplicates,
 )
 from unalike.cohort.journal import Journal, holds_finished_items
-from unalike.cohort.plan import BadFile, Item, Loaded, Plan
+from unalike.cohort.plan import BadFile, Item, Loaded, MadeImage, Plan
 from unalike.cohort.private import pseudonym, write_private
 from unalike.cohort.readers import load_item
 from unalike.cohort.recipes import Reader, find_recipe
@@ -105,8 +105,9 @@ def prepare_cohort(
 
 
 def _stored_settings(settings: PrepareSettings) -> dict[str, Any]:
-    """Settings for the header; of a recipe of the user's own only the name, since its path may tell of people."""
-    return asdict(settings) | {"recipe": find_recipe(settings.recipe).name}
+    """Settings for the header; of a user's own recipe or table only the name, since its path may tell of people."""
+    table = None if settings.attributes_table is None else Path(settings.attributes_table).name
+    return asdict(settings) | {"recipe": find_recipe(settings.recipe).name, "attributes_table": table}
 
 
 def _load_one(item: Item, *, plan: Plan, settings: PrepareSettings, reader: Reader) -> Loaded | BadFile:
@@ -115,10 +116,14 @@ def _load_one(item: Item, *, plan: Plan, settings: PrepareSettings, reader: Read
         loaded = load_item(item, plan=plan, settings=settings, reader=reader)
     except (PictureError, OSError) as error:
         return BadFile(source=item.source, reason=str(error))
-    described = tuple(
-        replace(image, record=describe_pixels(image.pixels) | dict(image.record)) for image in loaded.images
-    )
-    return replace(loaded, images=described)
+    return replace(loaded, images=tuple(_describe_image(image, item) for image in loaded.images))
+
+
+def _describe_image(image: MadeImage, item: Item) -> MadeImage:
+    """An image with what its pixels and its item say of it in its record."""
+    record = describe_pixels(image.pixels) | dict(image.record)
+    attributes = dict(item.attributes) | dict(record.get("attributes", {}))
+    return replace(image, record=record | {"attributes": attributes})
 
 
 class _Preparation:

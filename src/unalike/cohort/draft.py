@@ -94,6 +94,8 @@ def _digest_plan(plan: Plan) -> str:
     hasher = hashlib.sha256(f"{plan.channels} {plan.scale} {plan.mask_scale}".encode())
     for item in plan.items:
         hasher.update(f"\0{item.source}\0{item.subject}\0{item.label}".encode())
+        if item.attributes:  # of a table, which is none of the item's files
+            hasher.update(f"\0{sorted(item.attributes.items())}".encode())
         for channel, path in item.files:
             with contextlib.suppress(OSError):  # said when it is read
                 status = path.stat()

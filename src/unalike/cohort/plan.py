@@ -41,6 +41,7 @@ class Item:
     published: str = ""
     files: tuple[tuple[str, Path], ...] = ()  # (channel, file); the mask last
     detail: Any = None  # what only this item's reader understands
+    attributes: Mapping[str, str] = field(default_factory=dict)  # of all its images: name → value
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class MadeImage:
-    """One image (C, H, W), and what only its reader can say of it: fields of its record."""
+    """One image (C, H, W), and what only its reader can say of it: fields of its record.
+
+    Its ``attributes`` come on top of the item's.
+    """
 
     pixels: Pixels
     record: Mapping[str, Any]

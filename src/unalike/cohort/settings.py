@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -14,6 +15,9 @@ OnBadFile = Literal["error", "skip"]
 OnLeak = Literal["merge-subjects", "drop", "error", "report"]
 Split = Literal["redraw", "keep"]
 SliceChoice = Literal["content", "lesion"]
+
+# Columns that name a person: none of them is taken as an attribute.
+_IDENTIFIER = re.compile(r"patient.?id|name|birth|mrn|accession|address", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,14 @@ class PrepareSettings:
     slices: int | None = None
     """Volumes: keep at most this many slices per volume, evenly spaced; 1 is the middle one. Default: all."""
 
+    attributes: tuple[str, ...] = ()
+    """What records keep of each subject, such as age and sex: columns of the recipe's table or of --attributes-table;
+    DICOM: header fields; volumes: position, the slice's relative place. Ages above 89 become 90."""
+
+    attributes_table: str | None = None
+    """CSV file with the columns of --attributes. Its first column holds the patient (as --subject-pattern finds it),
+    the path below SOURCE, or the file's name."""
+
     def check(self) -> None:
         """Raise `SettingsError` for a value of another type or one that makes no sense."""
         for name, kind in get_type_hints(type(self)).items():
@@ -164,6 +176,18 @@ class PrepareSettings:
         ):
             if wrong:
                 raise SettingsError(message)
+        self._check_attributes()
+
+    def _check_attributes(self) -> None:
+        naming = [name for name in self.attributes if _IDENTIFIER.search(name)]
+        if naming:
+            raise SettingsError(f"--attributes {naming[0]}: its name says that it identifies a person. Leave it out.")
+        if len(set(self.attributes)) < len(self.attributes) or not all(map(str.strip, self.attributes)):
+            raise SettingsError(
+                f"--attributes {' '.join(self.attributes)}: give each name once, and none that is empty."
+            )
+        if self.attributes_table is not None and not self.attributes:
+            raise SettingsError(f"--attributes-table {self.attributes_table}: name its columns with --attributes.")
 
 
 def _is_of(value: Any, kind: Any) -> bool:

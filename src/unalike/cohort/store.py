@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         ("scale", pa.list_(pa.float64())),  # source row (column) = scale · row (column) + offset
         ("offset", pa.list_(pa.float64())),
         ("affine", pa.list_(pa.float64())),  # slices: 4 × 4, row by row, (column, row, 0, 1) → RAS mm
+        ("attributes", pa.map_(pa.string(), pa.string())),  # what is known of the subject: name → value, by name
     ]
 )
 
@@ -53,6 +54,7 @@ _BLANK: dict[str, Any] = {
     "scale": [],
     "offset": [],
     "affine": [],
+    "attributes": {},
 }
 
 # Chunks near 32 MiB: large enough to read at disk speed, small enough to hold a few in memory.
@@ -104,6 +106,13 @@ class ImageFolder:
     def numbers(self, name: str) -> IntArray:
         """One integer column as int64: (N,), or (N, C) for ``sums`` and ``squares``."""
         return np.asarray(self.records[name].to_pylist(), dtype=np.int64)
+
+    def attributes(self) -> list[dict[str, str]]:
+        """Attributes of each image's subject and scan (age, sex, place of the slice …): name → value, both text.
+
+        One dictionary an image, in order; empty where nothing is known.
+        """
+        return [dict(pairs) for pairs in self.records["attributes"].to_pylist()]
 
     def rows(self, role: str) -> IntArray:
         """Indices of the images with this role, ascending."""
@@ -164,7 +173,7 @@ def open_images(path: str | Path, *, kind: str = "cohort") -> ImageFolder:
     path = Path(path)
     header = folders.read_header(path, kind=kind)
     try:
-        records = pq.read_table(path / folders.RECORDS, schema=SCHEMA)
+        records = _without_gaps(pq.read_table(path / folders.RECORDS, schema=SCHEMA))
         opened = ImageFolder(path=path, header=header, records=records)
         shape = tuple(opened.images.shape)
         wanted = (len(opened), len(opened.channels), *opened.size)
@@ -178,6 +187,21 @@ def open_images(path: str | Path, *, kind: str = "cohort") -> ImageFolder:
         raise FolderError(f"{path / folders.RECORDS} was changed since it was made. Make the folder again.")
     _check_chunks(opened)
     return opened
+
+
+def _without_gaps(records: pa.Table) -> pa.Table:
+    """Records with empty attributes where there are none: folders were once written without that column."""
+    column = records["attributes"]
+    if not column.null_count:
+        return records
+    index = SCHEMA.get_field_index("attributes")
+    whole = pa.array([pairs or [] for pairs in column.to_pylist()], SCHEMA.field(index).type)
+    return records.set_column(index, SCHEMA.field(index), whole)
+
+
+def _as_pairs(attributes: Any) -> list[tuple[str, str]]:
+    """Attributes of one image as they are stored; a mapping, or pairs that were read back."""
+    return sorted(dict(attributes or ()).items())
 
 
 def _check_chunks(opened: ImageFolder) -> None:
@@ -347,7 +371,8 @@ class ImageWriter:
     def close(self) -> dict[str, Any]:
         """Write what is waiting and the records; gives the first part of the header's content."""
         self.flush()
-        pq.write_table(pa.table(self.columns, schema=SCHEMA), self.out / folders.RECORDS)
+        columns = self.columns | {"attributes": [_as_pairs(one) for one in self.columns["attributes"]]}
+        pq.write_table(pa.table(columns, schema=SCHEMA), self.out / folders.RECORDS)
         return {
             "channels": list(self.channels),
             "height": self.height,

@@ -1,7 +1,7 @@
 """What a training keeps on disk while it runs: checkpoints, a log, and Ctrl-C that never tears an update.
 
-A checkpoint is a folder ``step-00000120`` of one safetensors file (weights, average, optimizer) and one JSON
-file (step, seconds). It is written under another name and renamed when whole, so that there is no half
+A checkpoint is a folder ``step-00000120`` of one safetensors file (weights, averages, optimizer) and one JSON
+file (step, seconds, whose it is). It is written under another name and renamed when whole, so that there is no half
 checkpoint. No pickle is written or read. There is no random state to keep: every random number of step n
 comes from a stream keyed by n.
 """
@@ -24,11 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from unalike import folders
-from unalike.errors import FolderError
+from unalike.errors import FolderError, RunError
 
 STATE = "state.safetensors"
 PROGRESS = "state.json"
-KEPT = 2
+FORMAT = 2  # of a checkpoint: what its tensors are called
 
 
 @dataclass(frozen=True)
@@ -40,39 +40,63 @@ class Checkpoint:
     tensors: Mapping[str, torch.Tensor]
 
 
-def save_checkpoint(out: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint into ``out``/checkpoints, whole or not at all, and drop all but the newest two."""
-    place = out / folders.CHECKPOINTS
-    place.mkdir(exist_ok=True)
+def save_checkpoint(out: Path, checkpoint: Checkpoint, *, identity: str, room: str, keep: int) -> Path:
+    """Write a checkpoint into ``out``/``room``, whole or not at all, and drop all but the newest ``keep``.
+
+    ``identity`` names what is trained on what: `load_newest_checkpoint` refuses another one. Raises `RunError` if
+    it cannot be written (a full disk); those before stay.
+    """
+    place = out / room
     final = place / f"step-{checkpoint.step:08d}"
     temporary = final.with_suffix(".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, temporary / STATE)
-    with (temporary / STATE).open("rb") as stream:
-        os.fsync(stream.fileno())
-    folders.write_json(temporary / PROGRESS, {"step": checkpoint.step, "seconds": checkpoint.seconds})
-    shutil.rmtree(final, ignore_errors=True)  # one that could not be read, or the same step once more
-    temporary.rename(final)
-    for old in _found(out)[:-KEPT]:
+    try:
+        place.mkdir(exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, temporary / STATE)
+        with (temporary / STATE).open("rb") as stream:
+            os.fsync(stream.fileno())
+        about = {"format": FORMAT, "identity": identity, "step": checkpoint.step, "seconds": checkpoint.seconds}
+        folders.write_json(temporary / PROGRESS, about)
+        shutil.rmtree(final, ignore_errors=True)  # one that could not be read, or the same step once more
+        temporary.rename(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise RunError(
+            f"{final} cannot be written ({said}). Earlier checkpoints stay: make room and repeat the command to go on."
+        ) from error
+    for old in _found(place)[:-keep]:
         shutil.rmtree(old)
     return final
 
 
-def load_newest_checkpoint(out: Path) -> Checkpoint | None:
-    """The newest readable checkpoint under ``out``, on the CPU, or None; a damaged one is passed over."""
-    for place in reversed(_found(out)):
+def load_newest_checkpoint(out: Path, *, identity: str, room: str) -> Checkpoint | None:
+    """The newest readable checkpoint under ``out``/``room``, on the CPU, or None; a damaged one is passed over.
+
+    Raises `FolderError` if it belongs to another cohort, other settings, or another format.
+    """
+    for place in reversed(_found(out / room)):
         try:
             progress = folders.read_json(place / PROGRESS)
             tensors = load_file(place / STATE)
         except (FolderError, SafetensorError, OSError):
             continue
+        if progress.get("format") != FORMAT:
+            raise FolderError(
+                f"{place} is a checkpoint of format {progress.get('format')!r}, this version reads {FORMAT}. "
+                "Finish with the version that wrote it, or train into another folder."
+            )
+        if progress.get("identity") != identity:
+            raise FolderError(
+                f"{place} is a checkpoint of another cohort or of other settings. Train into another folder."
+            )
         return Checkpoint(int(progress["step"]), float(progress["seconds"]), tensors)
     return None
 
 
-def _found(out: Path) -> list[Path]:
-    return sorted(place for place in (out / folders.CHECKPOINTS).glob("step-*") if place.suffix != ".partial")
+def _found(place: Path) -> list[Path]:
+    return sorted(entry for entry in place.glob("step-*") if entry.suffix != ".partial")
 
 
 def append_log(out: Path, entry: Mapping[str, Any]) -> None:

@@ -40,6 +40,11 @@ class TrainImages:
             return self.held[positions]
         return self.cohort.read(self.rows[positions])
 
+    def attributes(self) -> list[dict[str, str]]:
+        """Attributes of each image, in order."""
+        known = self.cohort.attributes()
+        return [known[row] for row in self.rows.tolist()]
+
     def read_all(self) -> Pixels:
         """All pixels (N, C, H, W)."""
         return self.cohort.read(self.rows) if self.held is None else self.held

@@ -22,10 +22,8 @@ from unalike.errors import FolderError, InputError
 from unalike.generators.controls.gaussian import GaussianModel, open_gaussian
 from unalike.generators.controls.memorizer import open_memorizer
 from unalike.generators.data import PixelScale
-from unalike.generators.diffusion.network import compute_in
-from unalike.generators.diffusion.sample import DiffusionSampler, open_diffusion
-from unalike.generators.diffusion.settings import SampleSettings
-from unalike.generators.runs import digest_model
+from unalike.generators.diffusion.model import DiffusionModel, open_model
+from unalike.generators.diffusion.noise import alpha_bars, to_noise
 from unalike.generators.settings import DrawSettings
 from unalike.records import FloatArray, Pixels
 from unalike.seeds import generator_for
@@ -67,7 +65,7 @@ class DiffusionLosses:
     network that predicts images or velocities it is computed from its prediction.
     """
 
-    sampler: DiffusionSampler
+    model: DiffusionModel
     times: tuple[int, ...]
     draws: int = DRAWS
     name: str = "diffusion"
@@ -80,7 +78,7 @@ class DiffusionLosses:
     def losses(self, images: Pixels, *, seed: int) -> FloatArray:
         """Log mean squared errors (n, levels) of images (n, C, H, W); an image's loss depends on it and ``seed``."""
         found = np.empty((len(images), len(self.times)))
-        noise = self._draw_noise(images.shape[1:], seed)
+        noise = self._draw_noise(self.model.shape, seed)
         for begin in range(0, len(images), GROUP):
             group = images[begin : begin + GROUP]
             filled = np.concatenate([group, np.repeat(group[-1:], GROUP - len(group), axis=0)])
@@ -92,34 +90,23 @@ class DiffusionLosses:
         count = len(self.times) * self.draws
         drawn = [generator_for(seed, "loss-noise", n).standard_normal(shape, dtype=np.float32) for n in range(count)]
         stacked = np.stack(drawn).reshape(len(self.times), self.draws, *shape)
-        return torch.from_numpy(stacked).to(self.sampler.place)
+        return torch.from_numpy(stacked).to(self.model.place)
 
     @torch.inference_mode()
     def _errors(self, images: Pixels, noise: torch.Tensor) -> FloatArray:
-        """Mean squared error of the noise (GROUP, levels)."""
-        sampler = self.sampler
-        x_0 = torch.from_numpy(sampler.scale.to_unit(images)).to(sampler.place)
+        """Mean squared error of the noise (GROUP, levels). A network with conditions is asked for none but a mask."""
+        model = self.model
+        x_0, asked = model.encode(images), model.ask_nothing(images)
         found = np.zeros((len(images), len(self.times)))
-        for level, t in enumerate(self.times):
-            kept = float(sampler.scheduler.alphas_cumprod[t])  # ᾱ_t
+        for level, time in enumerate(self.times):
+            t = torch.full((len(images),), time, device=model.place)
+            alpha_bar = alpha_bars(model.scheduler, t)
             for epsilon in noise[level]:
-                x_t = kept**0.5 * x_0 + (1 - kept) ** 0.5 * epsilon
-                with compute_in(sampler.precision, sampler.place):
-                    predicted = sampler.network(x_t, t).sample
-                error = epsilon - self._noise_in(predicted.float(), x_t, kept)
+                x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * epsilon
+                predicted = model.predict(x_t, t, asked)[:, : x_0.shape[1]]  # behind it a learned variance
+                error = epsilon - to_noise(predicted, x_t, alpha_bar, model.scheduler.config.prediction_type)
                 found[:, level] += error.square().mean(dim=(1, 2, 3)).cpu().numpy() / self.draws
         return found
-
-    def _noise_in(self, predicted: torch.Tensor, x_t: torch.Tensor, kept: float) -> torch.Tensor:
-        """ε̂ from what the network predicts: ε, x₀, or v = √ᾱ ε − √(1 − ᾱ) x₀ (Salimans and Ho 2022, appendix D)."""
-        kind = self.sampler.scheduler.config.prediction_type
-        if kind == "epsilon":
-            return predicted
-        signal, noise = kept**0.5, (1 - kept) ** 0.5
-        turned: torch.Tensor = (
-            (x_t - signal * predicted) / noise if kind == "sample" else signal * predicted + noise * x_t
-        )
-        return turned
 
 
 @dataclass(frozen=True)
@@ -204,7 +191,7 @@ def open_loss_model(run: str | Path, *, device: str = "auto") -> Losses:
         raise InputError(
             f"{run} is a run of {kind}, which has no loss to ask for. Give a run of {', '.join(_OPENERS)}."
         )
-    if digest_model(run) != content.get("model_digest"):
+    if folders.digest_tree(run / folders.MODEL) != content.get("model_digest"):
         raise FolderError(f"{run / folders.MODEL} is not the model that {header.path.name} describes. Train it again.")
     try:
         return _OPENERS[kind](run, content, device)
@@ -213,11 +200,10 @@ def open_loss_model(run: str | Path, *, device: str = "auto") -> Losses:
 
 
 def _open_diffusion(run: Path, content: Mapping[str, Any], device: str) -> Losses:
-    # One sampling step divides any number of time steps; nothing is drawn.
-    sampler = open_diffusion(run, content=content, settings=SampleSettings(steps=1), device=device)
-    steps = int(sampler.scheduler.config.num_train_timesteps)
+    model = open_model(run / folders.MODEL, content=content, device=device, precision="auto")
+    steps = int(model.scheduler.config.num_train_timesteps)
     times = sorted({min(steps - 1, max(1, round(share * steps))) for share in TIME_SHARES})
-    return DiffusionLosses(sampler, tuple(times))
+    return DiffusionLosses(model, tuple(times))
 
 
 def _open_gaussian(run: Path, content: Mapping[str, Any], device: str) -> Losses:

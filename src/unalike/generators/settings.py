@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from unalike.errors import SettingsError
 
 Settings = TypeVar("Settings")
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,69 @@ class DrawSettings:
     def __post_init__(self) -> None:
         """Refuse an empty batch."""
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1 image")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a network is trained, whatever it is."""
+
+    steps: int = 800
+    """Training updates, each on one batch (count)."""
+
+    batch_size: int = 16
+    """Images of one update, over all processes and their accumulated parts (count)."""
+
+    accumulate: int = 1
+    """Parts that a batch is worked on in, one after the other: the same update in less memory (count)."""
+
+    learning_rate: float = 2e-3
+    """Largest step size of AdamW, reached after the warm-up (per update)."""
+
+    warmup: int = 50
+    """Updates over which the learning rate rises from 0 (count)."""
+
+    decay: Literal["linear", "constant"] = "linear"
+    """What the learning rate does after the warm-up: fall to 0 at the last update, or stay."""
+
+    weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW (share of a weight, times the learning rate, per update)."""
+
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient over all weights; a longer one is shortened (loss per unit of weight)."""
+
+    ema_decays: tuple[float, ...] = (0.995,)
+    """Shares of the weight averages kept at each update (0 to below 1); (1 + n) / (10 + n) at update n while that is
+    less. Samples are drawn from the first, or from the one that watching finds best; all are kept."""
+
+    precision: Precision = "auto"
+    """Number format inside the network: auto takes bfloat16 where the processor has it in hardware. Weights
+    and optimizer are always float32."""
+
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, faster afterwards where a GPU is at hand."""
+
+    checkpoint_every: float = 120.0
+    """Time between checkpoints; 0 writes one after each update (seconds)."""
+
+    keep: int = 2
+    """Newest checkpoints that stay (count)."""
+
+    log_every: int = 20
+    """Updates between two lines of log.jsonl, and between two checks that the loss is finite (count)."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense, naming the setting."""
+        for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("learning_rate", "gradient_clip"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        for name in ("warmup", "weight_decay", "checkpoint_every"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        decays = self.ema_decays
+        fits = len(decays) == len(set(decays)) > 0 and all(0 <= decay < 1 for decay in decays)
+        require(fits, "ema_decays", decays, "at least one share from 0 to below 1, each once")
+        fits = self.batch_size % self.accumulate == 0
+        require(fits, "accumulate", self.accumulate, f"a number that divides batch_size ({self.batch_size})")
 
 
 def require(fits: bool, name: str, value: object, wanted: str) -> None:
@@ -57,8 +121,11 @@ def _fitted(name: str, value: Any, wanted: Any) -> Any:
         require(value in get_args(wanted), name, value, "one of " + ", ".join(map(str, get_args(wanted))))
         return value
     if get_origin(wanted) is tuple:
-        require(isinstance(value, list | tuple) and len(value) > 0, name, value, "a list of whole numbers")
+        require(isinstance(value, list | tuple), name, value, "a list")
         return tuple(_fitted(name, entry, get_args(wanted)[0]) for entry in value)
+    if wanted in (bool, str):
+        require(isinstance(value, wanted), name, value, "true or false" if wanted is bool else "text")
+        return value
     if wanted is float:
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         require(number, name, value, "a number")

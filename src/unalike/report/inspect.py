@@ -23,6 +23,7 @@ from unalike.report.words import format_estimate, format_percent
 
 _PER_ROW, _ROWS = 8, 6
 _LEVELS = 256
+_VALUES = 10  # values of an attribute that are listed
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -101,6 +102,9 @@ def _describe_images(images: ImageFolder, pictures: Path) -> dict[str, Any]:
         facts["images_per_class"] = dict(sorted(Counter(labels.tolist()).items()))
         pairs = Counter(zip(roles.tolist(), labels.tolist(), strict=True))
         facts["images_per_role_and_class"] = {f"{role} {label}": pairs[role, label] for role, label in sorted(pairs)}
+    attributes = _describe_attributes(images)
+    if attributes:
+        facts["attributes"] = attributes
     spacing = _describe_spacing(images)
     if spacing:
         facts["spacing"] = spacing
@@ -118,6 +122,31 @@ def _describe_images(images: ImageFolder, pictures: Path) -> dict[str, Any]:
     if (images.path / folders.DUPLICATES_SHEET).is_file():
         facts["duplicates_picture"] = str(images.path / folders.DUPLICATES_SHEET)
     return facts
+
+
+def _describe_attributes(images: ImageFolder) -> dict[str, str]:
+    """Of each attribute, how many images have it, and its range (numbers) or values, the most frequent first."""
+    values: dict[str, list[str]] = {}
+    for row in images.attributes():
+        for name, value in row.items():
+            values.setdefault(name, []).append(value)
+    return {
+        name: f"({len(given)} of {len(images)} images: {_describe_values(given)})"
+        for name, given in sorted(values.items())
+    }
+
+
+def _describe_values(given: list[str]) -> str:
+    try:
+        numbers = np.asarray(given, dtype=np.float64)
+    except ValueError:  # some are words
+        numbers = np.asarray([np.nan])
+    if np.isfinite(numbers).all():
+        low, high = numbers.min(), numbers.max()
+        return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    counts = sorted(Counter(given).items(), key=lambda entry: (-entry[1], entry[0]))
+    listed = ", ".join(f"{value} {count}" for value, count in counts[:_VALUES])
+    return listed if len(counts) <= _VALUES else f"{listed}, and {len(counts) - _VALUES} other values"
 
 
 def _describe_spacing(images: ImageFolder) -> str:

@@ -21,10 +21,11 @@ from unalike.cohort.settings import PrepareSettings
 from unalike.cohort.store import open_images
 from unalike.errors import FolderError
 from unalike.generators.diffusion.settings import DiffusionSettings
-from unalike.generators.runs import draw_samples, train_generator
 from unalike.images import volumes
 from unalike.records import Estimate, as_json, estimate_from_json
 from unalike.report import write_report
+from unalike.runs.sample import draw_samples
+from unalike.runs.train import train_generator
 from unalike.study.settings import DemoSettings
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom import dcmread
+from pydicom.multival import MultiValue
 
 from unalike.cohort.plan import (
     Item,
@@ -21,6 +24,7 @@ from unalike.cohort.plan import (
     name_below,
     walk_files,
 )
+from unalike.cohort.readers.attributes import HEADER_FIELDS, LONGEST, clean_value
 from unalike.cohort.readers.pictures import make_picture
 from unalike.cohort.readers.volumes import (
     Scan,
@@ -35,6 +39,7 @@ from unalike.cohort.settings import PrepareSettings
 from unalike.errors import InputError, PictureError, SettingsError
 from unalike.images import dicom, pictures, volumes
 from unalike.images.dicom import DicomPixels, Series
+from unalike.images.quiet import QUIET
 from unalike.records import MASK, Pixels
 
 IMAGE = "image"
@@ -193,7 +198,7 @@ def load_item(item: Item, plan: Plan, settings: PrepareSettings) -> Loaded:
     digest = hashlib.sha256("".join(pixels.digest for pixels in read.values()).encode()).hexdigest()
     stacks = {name: pixels.volume for name, pixels in read.items() if pixels.volume is not None}
     if not stacks:
-        images = _frames(read, item, settings)
+        images = _frames(read, item, next(iter(chosen.values())), settings)
     elif len(stacks) < len(read):
         raise PictureError(f"{item.source}: some of the study's series are stacks and some are not. {_CHOOSE}")
     else:
@@ -206,7 +211,11 @@ def load_item(item: Item, plan: Plan, settings: PrepareSettings) -> Loaded:
             {name: path.name for name, path in names.items()},
             windowed=all(pixels.windowed for name, pixels in read.items() if name != MASK),
         )
-        images = cut_images(scan, replace(plan, channels=tuple(stacks)), settings)
+        said = _read_attributes([next(iter(names.values()))], 1, settings)[0]  # those of the first channel
+        images = tuple(
+            replace(image, record=dict(image.record) | {"attributes": said | dict(image.record["attributes"])})
+            for image in cut_images(scan, replace(plan, channels=tuple(stacks)), settings)
+        )
     remarks = [
         *(["burned-in"] if any(series.burned_in == "YES" for series in chosen.values()) else []),
         *(["head"] if any(series.head and not series.defaced for series in chosen.values()) else []),
@@ -214,15 +223,19 @@ def load_item(item: Item, plan: Plan, settings: PrepareSettings) -> Loaded:
     return Loaded(images=images, digest=digest, remarks=tuple(remarks))
 
 
-def _frames(read: Mapping[str, DicomPixels], item: Item, settings: PrepareSettings) -> tuple[MadeImage, ...]:
-    """Frames without positions, each a picture."""
+def _frames(
+    read: Mapping[str, DicomPixels], item: Item, series: Series, settings: PrepareSettings
+) -> tuple[MadeImage, ...]:
+    """Frames without positions, each a picture with the attributes of its own file: a series may hold several views."""
     if len(read) > 1:
         raise PictureError(f"{item.source}: series without positions cannot be channels of one image. {_CHOOSE}")
     levels = _frame_levels(next(iter(read.values())), settings)
+    said = _read_attributes(series.files, len(levels), settings)
     made = []
-    for number, frame in enumerate(levels):
+    for number, (frame, attributes) in enumerate(zip(levels, said, strict=True)):
         image = make_picture(pictures.convert_color(frame, settings.color), item, settings)
-        made.append(replace(image, record=dict(image.record) | {"slice": number if len(levels) > 1 else -1}))
+        place = {"slice": number if len(levels) > 1 else -1, "attributes": attributes}
+        made.append(replace(image, record=dict(image.record) | place))
     return tuple(made)
 
 
@@ -240,3 +253,36 @@ def _frame_levels(pixels: DicomPixels, settings: PrepareSettings) -> Pixels:
     if frames.dtype == np.uint8:
         return pictures.change_depth(frames, 16 if deep else 8)
     return volumes.scale_intensity(frames, percentiles=settings.percentiles, bits=16 if deep else 8)
+
+
+def _read_attributes(files: Sequence[Path], frames: int, settings: PrepareSettings) -> list[dict[str, str]]:
+    """Those of `HEADER_FIELDS` that are wanted and there, for each of the ``frames`` of these files.
+
+    An age that is no number with a unit of DICOM (PS3.5, 6.2) is left out. Raises `PictureError` if a file cannot be
+    read.
+    """
+    wanted = [name for name in settings.attributes if name in HEADER_FIELDS]
+    if not wanted:
+        return [{}] * frames
+    said: list[dict[str, str]] = []
+    for path in files:
+        try:
+            with QUIET:
+                # It was found to be DICOM before, perhaps without the preamble.
+                dataset = dcmread(path, stop_before_pixels=True, force=True, specific_tags=[*wanted, "NumberOfFrames"])
+                own = {name: _as_attribute(name, dataset.get(name)) for name in wanted}
+                count = int(dataset.get("NumberOfFrames") or 1)
+        except Exception as error:  # damaged values raise whatever they meet first
+            told = " ".join(str(error).split())[:200] or type(error).__name__
+            raise PictureError(
+                f"{path} cannot be read ({told}). Remove the file or pass --on-bad-file skip."
+            ) from error
+        said += [{name: value for name, value in own.items() if value}] * count
+    return said
+
+
+def _as_attribute(name: str, value: Any) -> str:
+    """A header field as text, "" if it is missing or an age that is none."""
+    first = value[0] if isinstance(value, MultiValue) and value else value
+    text = clean_value(name, "" if first is None else str(first))[:LONGEST]
+    return "" if name == "PatientAge" and not re.fullmatch(r"\d+(\.\d+)?", text) else text

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Iterator, Mapping
+import string
+from collections.abc import Mapping
 from pathlib import Path
 
 from unalike.cohort.plan import (
@@ -19,6 +19,7 @@ from unalike.cohort.plan import (
     published_role,
     walk_files,
 )
+from unalike.cohort.readers.attributes import read_rows, take_columns
 from unalike.cohort.recipes import Layout
 from unalike.cohort.settings import PrepareSettings
 from unalike.errors import InputError, SettingsError
@@ -29,11 +30,12 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
     chosen = compile_pattern(settings.subject_pattern, "--subject-pattern") or layout.subject
     tables = _find_tables(source, layout)
     items, rows = [], 0
+    wanted = _own_attributes(layout, settings)
     unknown = [name for name in settings.classes if layout.label_columns and name not in layout.label_columns]
     if unknown:
         raise SettingsError(f"--classes: {', '.join(unknown)} not found; there are {', '.join(layout.label_columns)}.")
     for table in tables:
-        for number, row in _read_rows(table):
+        for number, row in read_rows(table):
             rows += 1
             label = _label(row, layout, settings)
             if label is None or any(row.get(key, "").strip() != value for key, value in layout.where.items()):
@@ -47,6 +49,7 @@ def plan_items(source: Path, layout: Layout, settings: PrepareSettings) -> Plan:
                     label=label if settings.labels is not False else "",
                     published=published_role((*Path(inside).parts[:-1], table.stem)),
                     files=(("picture", path),),
+                    attributes=take_columns(row, number, wanted, table),
                 )
             )
     names = ", ".join(name_below(table, source) for table in tables)
@@ -68,13 +71,17 @@ def _find_tables(source: Path, layout: Layout) -> list[Path]:
     return tables
 
 
-def _read_rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            for number, row in enumerate(csv.DictReader(stream), start=2):
-                yield number, {key: value or "" for key, value in row.items() if isinstance(key, str)}
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{table} cannot be read as CSV ({error}). Get it again.") from error
+def _own_attributes(layout: Layout, settings: PrepareSettings) -> tuple[str, ...]:
+    """Columns of the recipe's own tables that are taken; none of those that make a picture's path."""
+    if settings.attributes_table is not None:
+        return ()
+    locating = {name for _, name, _, _ in string.Formatter().parse(layout.path) if name}
+    odd = [name for name in settings.attributes if name in locating]
+    if odd:
+        raise SettingsError(
+            f"--attributes {odd[0]}: the column names the pictures' files, not an attribute. Leave it out."
+        )
+    return settings.attributes
 
 
 def _label(row: Mapping[str, str], layout: Layout, settings: PrepareSettings) -> str | None:

@@ -25,6 +25,7 @@ from unalike.cohort.plan import (
     published_role,
     walk_files,
 )
+from unalike.cohort.readers.attributes import place_slice
 from unalike.cohort.recipes import Layout
 from unalike.cohort.settings import PrepareSettings
 from unalike.errors import InputError, PictureError, SettingsError
@@ -284,8 +285,12 @@ def cut_images(scan: Scan, plan: Plan, settings: PrepareSettings) -> tuple[MadeI
         rows = _choose_by_content(stacks, plan.channels, settings)
     images, placement = _fit_slices(stacks, rows, spacing, plan, settings)
     affine, about = volumes.slice_affine(volume, settings.axis), {"label": label} | placement.as_record()
+    depth = len(stacks[0])
     records = (
-        {"slice": row, "affine": (affine @ placement.as_matrix(row)).ravel().tolist()} | about for row in rows.tolist()
+        {"slice": row, "affine": (affine @ placement.as_matrix(row)).ravel().tolist()}
+        | about
+        | {"attributes": place_slice(row, depth, settings)}
+        for row in rows.tolist()
     )
     return tuple(MadeImage(image, record) for image, record in zip(images, records, strict=True))
 

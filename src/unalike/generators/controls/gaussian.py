@@ -151,6 +151,11 @@ class GaussianSampler:
     model: GaussianModel
     scale: PixelScale
 
+    def describe(self, seed: int) -> dict[str, Any]:
+        """Nothing is known of a sample but its seed."""
+        del seed
+        return {}
+
     def draw(self, seeds: Sequence[int]) -> Pixels:
         """Pixels (len(seeds), C, H, W)."""
         # One at a time: a product of another shape may round differently, and batches must not change a

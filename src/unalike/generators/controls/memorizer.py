@@ -66,6 +66,11 @@ class MemorizerSampler:
     scale: PixelScale
     settings: MemorizerSettings
 
+    def describe(self, seed: int) -> dict[str, Any]:
+        """Nothing is known of a sample but its seed."""
+        del seed
+        return {}
+
     def draw(self, seeds: Sequence[int]) -> Pixels:
         """Pixels (len(seeds), C, H, W)."""
         return np.concatenate([self._draw_one(seed) for seed in seeds])

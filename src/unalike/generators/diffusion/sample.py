@@ -1,96 +1,225 @@
-"""Sampling: Algorithm 2 of Ho et al. (2020), or DDIM (Song, Meng and Ermon 2021), which needs fewer steps.
+"""Sampling: from noise, given images, or between two noises, with the samplers of ``samplers``.
 
-Each sample has a `torch.Generator` of its own whose seed is the sample's number, for the first noise and,
-under DDPM, for the noise of each step. The network always works on `GROUP` images, the last group being
+Each sample has a `torch.Generator` of its own whose seed is the sample's number, for the first noise and, under
+ancestral samplers, for the noise of each step. The network always works on `GROUP` images, the last group being
 filled up: the kernels of a CPU round differently for other batch shapes (seen: 5 of 160,000 pixels off by one
 in float32), and so no batch size and no neighbour changes a sample by one bit.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
-from diffusers.utils.torch_utils import randn_tensor
 
-from unalike import devices, folders
-from unalike.errors import FolderError, SettingsError
-from unalike.generators.data import PixelScale
-from unalike.generators.diffusion.network import compute_in, place_network, resolve_precision
+from unalike import folders
+from unalike.errors import SettingsError
+from unalike.generators.diffusion.conditions import Asked, ask, ask_each
+from unalike.generators.diffusion.model import DiffusionModel, open_model
+from unalike.generators.diffusion.samplers import SAMPLERS, Known, make_scheduler, run_sampler, slerp
 from unalike.generators.diffusion.settings import SampleSettings
-from unalike.records import Pixels
+from unalike.records import MASK, Pixels
+from unalike.seeds import generator_for
 
 # Images the network works on at once. Part of what a sample is: changing it changes last bits.
 GROUP = {"cpu": 8}  # elsewhere 64
 
 
+@dataclass(frozen=True)
+class Given:
+    """What samples are made from besides noise; sample number s takes entry s modulo n.
+
+    ``images`` (n, C, H, W) are changed (image to image) or, where ``keep`` (n, 1, H, W) is true, kept bit for bit
+    (inpainting). ``masks`` (n, 1, H, W) are for a network that is given a mask, pixels as in the cohort. ``ends`` are
+    the seeds between whose noises samples 0 to ``count`` − 1 lie.
+    """
+
+    images: Pixels | None = None
+    keep: npt.NDArray[np.bool_] | None = None
+    masks: Pixels | None = None
+    ends: tuple[int, int] | None = None
+    count: int = 0
+
+
 class DiffusionSampler:
-    """Draws from a trained network with a sampler of diffusers."""
+    """Draws from a trained network."""
 
     def __init__(
         self,
-        network: Any,
-        scheduler: Any,
-        *,
-        scale: PixelScale,
+        model: DiffusionModel,
         settings: SampleSettings,
-        place: torch.device,
+        *,
+        given: Given | None = None,
+        label_counts: Mapping[str, int] | None = None,
     ) -> None:
-        """``network`` is a `UNet2DModel`, ``scheduler`` a DDIM or DDPM one of diffusers."""
-        timesteps = int(scheduler.config.num_train_timesteps)
-        if timesteps % settings.steps:
-            fits = [n for n in range(1, timesteps + 1) if timesteps % n == 0]
-            near = sorted(sorted(fits, key=lambda n: abs(n - settings.steps))[:4])
+        """``label_counts`` are those of the training images; samples of no given label are drawn in proportion.
+
+        Raises `SettingsError` if the settings do not fit the model: steps, sampler, label, attributes, given images.
+        """
+        self.model, self.settings, self.given = model, settings, given or Given()
+        self.precision = model.precision
+        self.attributes = dict(entry.split("=", 1) for entry in settings.attributes)
+        self.labels = [label for label, count in (label_counts or {}).items() if count]
+        self.shares = np.array([(label_counts or {})[label] for label in self.labels], dtype=np.float64)
+        make_scheduler(settings.sampler, model.scheduler, settings.steps)  # says what does not fit
+        ask(model.conditions, count=1, label=settings.label, attributes=self.attributes)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse what cannot be drawn together."""
+        conditions, given, settings = self.model.conditions, self.given, self.settings
+        asking = bool(conditions.labels or conditions.attributes)
+        if settings.guidance != 1 and not asking:
             raise SettingsError(
-                f"steps = {settings.steps} does not divide the {timesteps} time steps of the run. "
-                f"Near it do: {', '.join(map(str, near))}."
+                f"guidance = {settings.guidance}: this run was trained without labels and attributes. Leave it at 1."
             )
-        self.network = place_network(network, place).train(False)
-        self.scheduler, self.scale, self.settings, self.place = scheduler, scale, settings, place
-        self.precision = resolve_precision(settings.precision, place)
+        if conditions.mask != (given.masks is not None):
+            raise SettingsError(
+                "this run draws images for masks: give --masks FOLDER."
+                if conditions.mask
+                else "--masks: this run was not trained with --condition mask. Leave it out."
+            )
+        if given.ends is None:
+            return
+        if SAMPLERS[settings.sampler].fresh_noise:
+            raise SettingsError(
+                f"--interpolate needs a sampler without fresh noise; {settings.sampler} has it. Use ddim."
+            )
+        if conditions.labels and not settings.label:
+            raise SettingsError(
+                f"--interpolate needs one --label for all images. There are: {', '.join(conditions.labels)}."
+            )
 
     def draw(self, seeds: Sequence[int]) -> Pixels:
         """Pixels (len(seeds), C, H, W), one sample for each seed."""
-        size = GROUP.get(self.place.type, 64)
+        size = GROUP.get(self.model.place.type, 64)
         groups = [list(seeds[begin : begin + size]) for begin in range(0, len(seeds), size)]
         drawn = [self._denoise(group + group[-1:] * (size - len(group)))[: len(group)] for group in groups]
-        return self.scale.from_unit(np.concatenate(drawn))
+        return np.concatenate(drawn)
+
+    def describe(self, seed: int) -> dict[str, Any]:
+        """What the record of a sample says of it: label and attributes that it was drawn with."""
+        about: dict[str, Any] = {"label": self._label(seed)} if self.model.conditions.labels else {}
+        return about | ({"attributes": dict(self.attributes)} if self.attributes else {})
+
+    def _label(self, seed: int) -> str:
+        """The class of a sample: the one asked for, or one drawn in the proportions of the training images."""
+        if self.settings.label or not self.labels:
+            return self.settings.label
+        shares = self.shares / self.shares.sum()
+        return str(generator_for(seed, "label").choice(self.labels, p=shares))
+
+    def _pick(self, stack: npt.NDArray[Any], seeds: Sequence[int]) -> npt.NDArray[Any]:
+        """The entries of given images that belong to these samples."""
+        return stack[[seed % len(stack) for seed in seeds]]
 
     @torch.inference_mode()
-    def _denoise(self, seeds: Sequence[int]) -> Any:
-        """Numbers in about [−1, 1], (len(seeds), C, H, W) float32."""
+    def _denoise(self, seeds: Sequence[int]) -> Pixels:
+        """Pixels (len(seeds), C, H, W)."""
+        model, settings = self.model, self.settings
         # Generators of the CPU on any device: the same seed is the same noise everywhere.
         streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-        config = self.network.config
-        shape = (len(seeds), config.in_channels, *config.sample_size)
-        x_t = randn_tensor(shape, generator=streams, device=self.place)
-        self.scheduler.set_timesteps(self.settings.steps)
-        for t in self.scheduler.timesteps:
-            with compute_in(self.precision, self.place):
-                predicted = self.network(x_t, t).sample
-            x_t = self.scheduler.step(predicted.float(), t, x_t, generator=streams).prev_sample
-        return x_t.cpu().numpy()
+        images = None if self.given.images is None else self._pick(self.given.images, seeds)
+        start = None if images is None else model.encode(images)
+        keep = None if self.given.keep is None else self._pick(self.given.keep, seeds)
+        known = None if start is None or keep is None else Known(start, shrink_keep(keep, model.shape).to(model.place))
+        mask = None if self.given.masks is None else self._mask(seeds)
+        x_0 = run_sampler(
+            Guided(model, self._asked(seeds, mask), settings.guidance),
+            name=settings.sampler,
+            trained=model.scheduler,
+            steps=settings.steps,
+            noise=self._noise(seeds, streams).to(model.place),
+            streams=streams,
+            known=known,
+            start=None if known is not None else start,
+            strength=settings.strength if known is None and start is not None else 1.0,
+        )
+        pixels = model.decode(x_0, mask)
+        if images is not None and keep is not None:
+            pixels = np.where(keep, images, pixels)
+        return pixels
+
+    def _noise(self, seeds: Sequence[int], streams: Sequence[torch.Generator]) -> torch.Tensor:
+        """First noise (B, C', h, w) on the CPU."""
+        shape = self.model.shape
+        if self.given.ends is None:
+            return torch.stack([torch.randn(shape, generator=stream) for stream in streams])
+        a, b = (torch.randn(shape, generator=torch.Generator().manual_seed(end)) for end in self.given.ends)
+        last = max(self.given.count - 1, 1)
+        return torch.stack([slerp(a, b, seed / last) for seed in seeds])
+
+    def _mask(self, seeds: Sequence[int]) -> torch.Tensor:
+        """Masks (B, 1, H, W) in [−1, 1]."""
+        assert self.given.masks is not None  # noqa: S101
+        scale, masks = self.model.scale, self._pick(self.given.masks, seeds)
+        whole = np.zeros((len(masks), len(scale.channels), *masks.shape[2:]), scale.dtype)
+        whole[:, scale.channels.index(MASK)] = masks[:, 0]
+        mask = self.model.mask_of(whole)
+        assert mask is not None  # noqa: S101
+        return mask
+
+    def _asked(self, seeds: Sequence[int], mask: torch.Tensor | None) -> Asked | None:
+        conditions = self.model.conditions
+        if not (conditions.vector or conditions.mask):
+            return None
+        labels = [self._label(seed) for seed in seeds]
+        asked = ask_each(conditions, labels, [self.attributes] * len(seeds)).to(self.model.place)
+        return dataclasses.replace(asked, mask=mask)
 
 
-def open_diffusion(run: Path, *, content: Mapping[str, Any], settings: SampleSettings, device: str) -> DiffusionSampler:
+@dataclass(frozen=True)
+class Guided:
+    """f(x_t, t) with classifier-free guidance: f(∅) + w (f(c) − f(∅)) (Ho and Salimans 2021, equation 6, w here being
+    their 1 + w). Weight 1 asks the conditional network alone, bit for bit."""
+
+    model: DiffusionModel
+    asked: Asked | None
+    weight: float
+
+    def __call__(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """What the network predicts of x_t (B, C', h, w) at time t."""
+        if self.asked is None or self.weight == 1:
+            return self.model.predict(x_t, t, self.asked)
+        if self.weight == 0:
+            return self.model.predict(x_t, t, self.asked.none())
+        both = self.model.predict(torch.cat([x_t, x_t]), t, self.asked.cat(self.asked.none()))
+        conditional, unconditional = both.chunk(2)
+        guided = unconditional + self.weight * (conditional - unconditional)
+        channels = x_t.shape[1]  # a learned variance, behind them, is the conditional network's
+        return torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)
+
+
+def shrink_keep(keep: npt.NDArray[np.bool_], shape: tuple[int, int, int]) -> torch.Tensor:
+    """``keep`` (B, 1, H, W) at the size of what is diffused: kept only where all pixels are."""
+    height, width = shape[1:]
+    blocks = keep.reshape(len(keep), 1, height, keep.shape[2] // height, width, keep.shape[3] // width)
+    return torch.from_numpy(blocks.all(axis=(3, 5)))
+
+
+def open_diffusion(
+    run: Path,
+    *,
+    content: Mapping[str, Any],
+    settings: SampleSettings,
+    device: str,
+    given: Given | None = None,
+) -> DiffusionSampler:
     """Sampler of the network in ``run``.
 
-    Raises `SettingsError` if the number of sampling steps does not divide the run's time steps, and
-    `FolderError` if the model cannot be read.
+    Raises `SettingsError` if the settings do not fit the run, and `FolderError` if the model cannot be read.
     """
-    model = run / folders.MODEL
-    kind = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[settings.sampler]
-    try:
-        network = UNet2DModel.from_pretrained(
-            model / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-        scheduler = kind.from_pretrained(model / "scheduler", local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise FolderError(f"{model} cannot be read ({error}). Train the run again.") from error
-    place = devices.pick_device(device)
-    scale = PixelScale.from_content(content)
-    return DiffusionSampler(network, scheduler, scale=scale, settings=settings, place=place)
+    model = open_model(
+        run / folders.MODEL,
+        content=content,
+        device=device,
+        precision=settings.precision,
+        decay=settings.ema_decay or None,
+    )
+    return DiffusionSampler(model, settings, given=given, label_counts=content.get("label_counts"))

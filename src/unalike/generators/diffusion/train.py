@@ -1,239 +1,272 @@
-"""Training: Algorithm 1 of Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2020).
-
-Every random number of update n comes from a stream keyed by n, so that a resumed training equals an
-uninterrupted one weight for weight (on a CPU, with as many threads).
-"""
+"""Training: Algorithm 1 of Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2020)."""
 
 from __future__ import annotations
 
-import math
-import shutil
-import time
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from diffusers import DDPMPipeline
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import nn
 
-from unalike import devices, folders
-from unalike.engine import show_progress
-from unalike.errors import NonFiniteLossError
-from unalike.generators.checkpoints import (
-    Checkpoint,
-    append_log,
-    hold_interrupts,
-    load_newest_checkpoint,
-    save_checkpoint,
-)
+from unalike import folders
+from unalike.engine import tell
 from unalike.generators.data import TrainImages
+from unalike.generators.diffusion.augment import Changes, apply_changes, draw_changes
+from unalike.generators.diffusion.autoencoder import FACTOR, LatentCodec, train_autoencoder
+from unalike.generators.diffusion.conditions import LABEL, Asked, Conditions, ask_each, find_conditions, hide_conditions
+from unalike.generators.diffusion.model import DiffusionModel, drawn_channels, save_model
 from unalike.generators.diffusion.network import (
+    Denoiser,
     build_network,
-    build_scheduler,
+    choose_shape,
     compute_in,
+    describe_size,
     place_network,
     resolve_precision,
 )
-from unalike.generators.diffusion.settings import DiffusionSettings
-from unalike.records import IntArray
+from unalike.generators.diffusion.noise import add_noise, build_scheduler, diffusion_loss
+from unalike.generators.diffusion.sample import DiffusionSampler
+from unalike.generators.diffusion.settings import DiffusionSettings, SampleSettings
+from unalike.generators.loop import Training, batch_positions
+from unalike.generators.processes import Processes
+from unalike.generators.watching import Draw, Watcher, train_watched
+from unalike.records import MASK
 from unalike.seeds import generator_for, seed_for
+
+AT_ONCE = 256  # images encoded at once
 
 
 def train_diffusion(
-    images: TrainImages, *, out: Path, settings: DiffusionSettings, seed: int, device: str
+    images: TrainImages,
+    *,
+    out: Path,
+    settings: DiffusionSettings,
+    seed: int,
+    processes: Processes,
+    identity: str,
+    watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Train on ``images``, resuming from the newest checkpoint in ``out``; write ``out``/model.
 
-    Returns what the run's header says about it. Ctrl-C leaves a checkpoint and raises on.
+    Returns what the run's header says about it. Ctrl-C leaves a checkpoint and raises on. With a ``watcher`` the
+    model is that of the update it finds best.
 
-    Raises `SettingsError` if the image size does not fit the network, and `NonFiniteLossError` if training
-    diverges; the last good checkpoint then stays.
+    Raises `SettingsError` if the image size does not fit the network or the conditions the images; `RunError` if
+    a checkpoint cannot be written or nothing is left within the watcher's budget, and `NonFiniteLossError` if
+    training diverges; the last good checkpoint then stays.
     """
-    place = devices.pick_device(device)
-    precision = resolve_precision(settings.precision, place)
-    scheduler = build_scheduler(settings)
-    state = TrainState(images, settings, seed=seed, place=place)
-    kept = load_newest_checkpoint(out)
-    if kept is not None:
-        state.restore(kept)
-    # (loss, norm of the gradient) of each update since the last look; they stay on the device until then.
-    unseen: list[torch.Tensor] = []
-    began = looked = saved = time.monotonic()
-    seconds_before = state.seconds
-    text = f", resumed at step {state.step} of {settings.steps}" if state.step else ""
-    with show_progress(f"train diffusion{text}", total=settings.steps - state.step, unit="steps") as progress:
-        told = ""
-        try:
-            while state.step < settings.steps:
-                n = state.step
-                # x₀ ~ q(x₀), t ~ Uniform({0 … T−1}), ε ~ N(0, I)
-                positions = batch_positions(n, len(images), settings.batch_size, seed)
-                x_0 = torch.from_numpy(images.scale.to_unit(images.read(positions))).to(place)  # (B, C, H, W)
-                stream = torch.Generator(place).manual_seed(seed_for(seed, "noise", n))
-                t = torch.randint(settings.timesteps, (len(x_0),), generator=stream, device=place)
-                epsilon = torch.randn(x_0.shape, generator=stream, device=place)
-
-                # x_t = √ᾱ_t x₀ + √(1 − ᾱ_t) ε, and what the network should say of it
-                x_t = scheduler.add_noise(x_0, epsilon, t)
-                if settings.prediction == "v_prediction":
-                    target = scheduler.get_velocity(x_0, epsilon, t)  # v = √ᾱ_t ε − √(1 − ᾱ_t) x₀
-                else:
-                    target = epsilon if settings.prediction == "epsilon" else x_0
-
-                # ∇_θ ‖target − f_θ(x_t, t)‖²
-                with compute_in(precision, place):
-                    predicted = state.network(x_t, t).sample
-                loss = F.mse_loss(predicted.float(), target)
-                state.optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                norm = torch.nn.utils.clip_grad_norm_(state.weights, settings.gradient_clip)
-
-                # AdamW step at this update's learning rate, then the weight average
-                with hold_interrupts():
-                    state.update(learning_rate(settings, n))
-                    unseen.append(torch.stack([loss.detach(), norm]))
-
-                now = time.monotonic()
-                state.seconds = seconds_before + now - began
-                finished = state.step == settings.steps
-                save = finished or now - saved >= settings.checkpoint_every
-                if save or len(unseen) >= settings.log_every:
-                    told = state.look(unseen, out, now - looked)
-                    unseen, looked = [], now
-                if save:
-                    save_checkpoint(out, state.checkpoint())
-                    saved = time.monotonic()
-                progress.advance(1, told)
-        except KeyboardInterrupt:
-            # Whatever was going on, the weights are those after a whole number of updates.
-            if unseen:
-                state.look(unseen, out, time.monotonic() - looked)
-            save_checkpoint(out, state.checkpoint())
-            raise
-    save_pipeline(state, scheduler, out / folders.MODEL)
+    conditions = conditions_of(images, settings)
+    drawn = drawn_channels(images.scale, conditions)
+    height, width = images.cohort.size
+    codec: LatentCodec | None = None
+    about_codec: dict[str, Any] = {}
+    if settings.latent:
+        choose_shape(settings, height=height // FACTOR, width=width // FACTOR)
+        codec, about_codec = train_autoencoder(
+            images, drawn, out=out, settings=settings, seed=seed, processes=processes, identity=identity
+        )
+        height, width = height // FACTOR, width // FACTOR
+    network = build_network(
+        settings,
+        channels=settings.latent or len(drawn),
+        height=height,
+        width=width,
+        seed=seed_for(seed, "weights"),
+        conditions=conditions,
+    )
+    parameters = sum(weight.numel() for weight in network.parameters())
+    if processes.main:
+        tell(describe_size(settings, channels=len(drawn), parameters=parameters))
+    task = DiffusionTask(
+        images=images,
+        settings=settings,
+        conditions=conditions,
+        codec=codec,
+        scheduler=scheduler_of(settings),
+        network=place_network(network, processes.place),
+        place=processes.place,
+        precision=resolve_precision(settings.precision, processes.place),
+        seed=seed,
+    )
+    training = Training(
+        task,
+        settings,
+        out=out,
+        seed=seed,
+        identity=identity,
+        processes=processes,
+        checkpoints=folders.CHECKPOINTS,
+    )
+    averages, chosen = train_watched(training, watcher, open_draw=task.open_draw)
+    if processes.main:
+        place = out / folders.MODEL
+        save_model(network, averages, scheduler=task.scheduler, conditions=conditions, codec=codec, place=place)
+    processes.wait()
     return {
-        "parameters": sum(weight.numel() for weight in state.weights),
-        "precision": precision,
-        "device": str(place),
-        "seconds": round(state.seconds, 1),
+        "parameters": parameters,
+        "precision": task.precision,
+        "device": str(processes.place),
+        "processes": processes.count,
+        "seconds": round(training.seconds, 1),
+        "ema_decays": list(settings.ema_decays),
+        "conditions": conditions.to_content(),
+        "label_counts": count_labels(images, conditions),
         "holds_training_images": False,
+        **about_codec,
+        **chosen,
     }
 
 
-class TrainState:
-    """All that an update changes: weights, optimizer, weight average, and how far it is."""
+def scheduler_of(settings: DiffusionSettings) -> Any:
+    """The noise schedule of these settings."""
+    return build_scheduler(
+        schedule=settings.schedule,
+        timesteps=settings.timesteps,
+        prediction=settings.prediction,
+        zero_terminal_snr=settings.zero_terminal_snr,
+        learned_variance=settings.learned_variance,
+    )
 
-    def __init__(self, images: TrainImages, settings: DiffusionSettings, *, seed: int, place: torch.device) -> None:
-        """State before the first update."""
-        height, width = images.cohort.size
-        network = build_network(
-            settings,
-            channels=len(images.scale.channels),
-            height=height,
-            width=width,
-            seed=seed_for(seed, "weights"),
+
+def conditions_of(images: TrainImages, settings: DiffusionSettings) -> Conditions:
+    """What the network can be asked for, from the records of the training images."""
+    plain = [name for name in settings.condition if name not in (LABEL, MASK)]
+    return find_conditions(
+        settings.condition,
+        labels=images.cohort.column("label")[images.rows].tolist(),
+        attributes=images.attributes() if plain else [],
+        mask=MASK in images.scale.channels and len(images.scale.channels) > 1,
+        augment=settings.augment > 0,
+    )
+
+
+def count_labels(images: TrainImages, conditions: Conditions) -> dict[str, int]:
+    """How many training images there are of each class that can be asked for."""
+    labels = images.cohort.column("label")[images.rows].tolist()
+    return {label: labels.count(label) for label in conditions.labels}
+
+
+@dataclass(frozen=True)
+class DiffusionBatch:
+    """Images of a part of a batch: x_0 (b, C, H, W) in [−1, 1], or pixels' latents; what they are; and their noise."""
+
+    x_0: torch.Tensor
+    asked: Asked | None
+    t: torch.Tensor
+    n: int
+    part: slice
+
+
+@dataclass
+class DiffusionTask:
+    """What update n works on, and its loss."""
+
+    images: TrainImages
+    settings: DiffusionSettings
+    conditions: Conditions
+    codec: LatentCodec | None
+    scheduler: Any
+    network: Denoiser
+    place: torch.device
+    precision: str
+    seed: int
+    name: str = "diffusion"
+
+    def __post_init__(self) -> None:
+        """Look up what all batches need: what each image is, and, unless images are changed, its latent."""
+        rows, cohort = self.images.rows, self.images.cohort
+        self.drawn = drawn_channels(self.images.scale, self.conditions)
+        self.labels: Sequence[str] = cohort.column("label")[rows].tolist()
+        self.attributes = self.images.attributes() if self.conditions.attributes else [{}] * len(rows)
+        self.latents = self._encode_all() if self.codec is not None and not self.settings.augment else None
+
+    def _encode_all(self) -> torch.Tensor:
+        """Latents (N, c, h, w) of all training images, on the CPU."""
+        places = np.arange(len(self.images))
+        parts = [self._read(places[begin : begin + AT_ONCE]) for begin in range(0, len(places), AT_ONCE)]
+        return torch.cat([self._encode(part[:, self.drawn]) for part in parts])
+
+    def _read(self, positions: Any) -> torch.Tensor:
+        """All channels (b, C, H, W) in [−1, 1] of these training images."""
+        return torch.from_numpy(self.images.scale.to_unit(self.images.read(positions)))
+
+    def _encode(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.codec is not None  # noqa: S101
+        return self.codec.encode(x.to(self.place)).cpu()
+
+    def batch(self, n: int, part: slice) -> DiffusionBatch:
+        """x₀ ~ q(x₀), t ~ Uniform({0 … T−1}); every number is the global batch's, of which this is a part."""
+        size = self.settings.batch_size
+        positions = batch_positions(n, len(self.images), size, self.seed)[part]
+        changes: Changes | None = None
+        if self.settings.augment:
+            random = generator_for(self.seed, "changes", n)
+            changes = draw_changes(size, probability=self.settings.augment, random=random)
+            changes = Changes(changes.matrices[part], changes.labels[part])
+        if self.latents is not None and not self.conditions.mask:
+            x_0, whole = self.latents[positions], None
+        else:
+            whole = self._read(positions)
+            if changes is not None:
+                nearest = [k for k, name in enumerate(self.images.scale.channels) if name == MASK]
+                whole = apply_changes(whole, changes, nearest=nearest)
+            x_0 = whole[:, self.drawn]
+            if self.codec is not None:
+                x_0 = self._encode(x_0) if self.latents is None else self.latents[positions]
+        t = generator_for(self.seed, "times", n).integers(self.settings.timesteps, size=size)[part]
+        return DiffusionBatch(x_0, self._asked(n, part, positions, changes, whole), torch.from_numpy(t), n, part)
+
+    def _asked(
+        self, n: int, part: slice, positions: Any, changes: Changes | None, whole: torch.Tensor | None
+    ) -> Asked | None:
+        """What these images are; for some of them hidden, so that the network learns to do without."""
+        if not (self.conditions.vector or self.conditions.mask):
+            return None
+        labels = [self.labels[k] for k in positions]
+        asked = ask_each(self.conditions, labels, [self.attributes[k] for k in positions])
+        if self.settings.condition_dropout:
+            # Whether an image loses its condition must not depend on how the batch is shared.
+            lost = generator_for(self.seed, "hidden", n).random(self.settings.batch_size)[part]
+            asked = hide_conditions(asked, lost < self.settings.condition_dropout)
+        mask = None
+        if self.conditions.mask and whole is not None:
+            place = self.images.scale.channels.index(MASK)
+            mask = whole[:, place : place + 1]
+        augment = asked.augment if changes is None else changes.labels
+        return dataclasses.replace(asked, mask=mask, augment=augment)
+
+    def loss(self, network: nn.Module, batch: DiffusionBatch) -> torch.Tensor:
+        """E ‖target − f_θ(√ᾱ_t x₀ + √(1 − ᾱ_t) ε, t)‖², ε ~ N(0, I), a mean over the part's images."""
+        x_0, t = batch.x_0.to(self.place, non_blocking=True), batch.t.to(self.place, non_blocking=True)
+        stream = torch.Generator(self.place).manual_seed(seed_for(self.seed, "noise", batch.n))
+        shape = (self.settings.batch_size, *x_0.shape[1:])
+        epsilon = torch.randn(shape, generator=stream, device=self.place)[batch.part]
+        x_t = add_noise(x_0, epsilon, t, self.scheduler)
+        asked = None if batch.asked is None else batch.asked.to(self.place)
+        with compute_in(self.precision, self.place):
+            output = network(x_t, t, asked)
+        return diffusion_loss(
+            output, x_0=x_0, epsilon=epsilon, x_t=x_t, t=t, scheduler=self.scheduler, gamma=self.settings.min_snr
+        ).mean()
+
+    def open_draw(self, steps: int) -> Draw:
+        """Draws from the network as it is, in so many steps."""
+        counts = count_labels(self.images, self.conditions)
+        return DiffusionSampler(self.model, SampleSettings(steps=steps, sampler="dpm++"), label_counts=counts).draw
+
+    @property
+    def model(self) -> DiffusionModel:
+        """The network as it is now, for those who draw from it."""
+        return DiffusionModel(
+            network=self.network,
+            scheduler=self.scheduler,
+            conditions=self.conditions,
+            codec=self.codec,
+            scale=self.images.scale,
+            place=self.place,
+            precision=self.precision,
         )
-        self.settings = settings
-        self.network = place_network(network, place).train()
-        self.names = [name for name, _ in self.network.named_parameters()]
-        self.weights: list[torch.Tensor] = list(self.network.parameters())
-        self.average = [weight.detach().clone() for weight in self.weights]
-        self.optimizer = torch.optim.AdamW(
-            self.weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
-        self.step = 0
-        self.seconds = 0.0
-
-    def update(self, rate: float) -> None:
-        """One AdamW step from the gradients at hand, then one step of the weight average."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
-        get_ema_multi_avg_fn(decay)(self.average, self.weights, None)  # type: ignore[no-untyped-call]
-        self.step += 1
-
-    def look(self, unseen: list[torch.Tensor], out: Path, seconds: float) -> str:
-        """Log the updates since the last look; returns the text beside the progress bar.
-
-        Raises `NonFiniteLossError` naming the first update whose loss or gradient is not finite.
-        """
-        numbers = torch.stack(unseen).tolist()  # (updates, 2), the one wait for the device
-        first = self.step - len(numbers)
-        for n, (loss, norm) in enumerate(numbers, start=first):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                rate = learning_rate(self.settings, n)
-                raise NonFiniteLossError(
-                    f"training diverged at step {n + 1}: loss {loss}, gradient norm {norm}, learning rate "
-                    f"{rate:.2g}. The last good checkpoint stays in {out / folders.CHECKPOINTS}. "
-                    "Train again with a smaller learning_rate, into another folder."
-                )
-        loss = float(np.mean([loss for loss, _ in numbers]))
-        speed = len(numbers) * self.settings.batch_size / max(seconds, 1e-9)
-        entry = {
-            "step": self.step,
-            "loss": loss,
-            "gradient_norm": float(np.mean([norm for _, norm in numbers])),
-            "images_per_second": round(speed, 1),
-            "learning_rate": learning_rate(self.settings, self.step - 1),
-            "seconds": round(self.seconds, 2),
-        }
-        append_log(out, entry)
-        return f"loss {loss:.4f}, {speed:.0f} images/s"
-
-    def checkpoint(self) -> Checkpoint:
-        """The state as tensors with names: weights, average, and both moments of the optimizer."""
-        tensors = {}
-        for name, weight, average in zip(self.names, self.weights, self.average, strict=True):
-            moments = self.optimizer.state.get(weight, {})
-            tensors[f"weights/{name}"], tensors[f"average/{name}"] = weight.detach(), average
-            for moment in ("exp_avg", "exp_avg_sq"):
-                tensors[f"{moment}/{name}"] = moments.get(moment, torch.zeros_like(weight))
-        return Checkpoint(self.step, self.seconds, tensors)
-
-    @torch.no_grad()
-    def restore(self, kept: Checkpoint) -> None:
-        """Go back to ``kept``."""
-        for name, weight, average in zip(self.names, self.weights, self.average, strict=True):
-            weight.copy_(kept.tensors[f"weights/{name}"])
-            average.copy_(kept.tensors[f"average/{name}"])
-            self.optimizer.state[weight] = {
-                "step": torch.tensor(float(kept.step), device=weight.device),
-                **{
-                    moment: torch.zeros_like(weight).copy_(kept.tensors[f"{moment}/{name}"])
-                    for moment in ("exp_avg", "exp_avg_sq")
-                },
-            }
-        self.step, self.seconds = kept.step, kept.seconds
-
-
-def learning_rate(settings: DiffusionSettings, n: int) -> float:
-    """Learning rate of update n (from 0): a linear rise in the warm-up times a linear fall to 0."""
-    rise = min(1.0, (n + 1) / settings.warmup) if settings.warmup else 1.0
-    return settings.learning_rate * rise * (1 - n / settings.steps)
-
-
-def batch_positions(n: int, count: int, batch_size: int, seed: int) -> IntArray:
-    """Positions (batch_size,) among ``count`` images of batch n, the n-th piece of endless shuffles.
-
-    Each epoch is a permutation of its own stream, so a batch is known without those before it.
-    """
-    places = np.arange(n * batch_size, (n + 1) * batch_size)
-    epochs, within = np.divmod(places, count)
-    orders = {e: generator_for(seed, "order", int(e)).permutation(count) for e in np.unique(epochs)}
-    return np.array([orders[e][place] for e, place in zip(epochs, within, strict=True)], dtype=np.int64)
-
-
-def save_pipeline(state: TrainState, scheduler: Any, place: Path) -> None:
-    """Write a folder that ``diffusers.DDPMPipeline.from_pretrained`` loads, holding the weight average."""
-    with torch.no_grad():
-        for weight, average in zip(state.weights, state.average, strict=True):
-            weight.copy_(average)
-    temporary = place.with_suffix(".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    network = state.network.to(memory_format=torch.contiguous_format).train(False)
-    DDPMPipeline(unet=network, scheduler=scheduler).save_pretrained(temporary, safe_serialization=True)
-    shutil.rmtree(place, ignore_errors=True)
-    temporary.rename(place)

@@ -1,0 +1,82 @@
+"""One process or several (``accelerate launch``): who writes, who waits, and on which device each works.
+
+Hugging Face Accelerate starts the processes and averages their gradients. Precision is not its business here: the
+network computes in `compute_in`, alike with and without a launcher.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+
+from unalike import devices
+
+Item = TypeVar("Item")
+
+
+def is_main() -> bool:
+    """Whether this process writes folders: the first one, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that work together; ``place`` is the device of this one."""
+
+    accelerator: Accelerator
+    place: torch.device
+
+    @property
+    def count(self) -> int:
+        """Number of processes."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def rank(self) -> int:
+        """Number of this one, from 0."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def main(self) -> bool:
+        """Whether this one writes."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Every count-th item, from this process's number on."""
+        return items[self.rank :: self.count]
+
+    def wait(self) -> None:
+        """Wait for all the others."""
+        self.accelerator.wait_for_everyone()
+
+    def agree(self, value: bool) -> bool:
+        """What the main process says, in all."""
+        if self.count == 1:
+            return value
+        said = [value]
+        torch.distributed.broadcast_object_list(said, src=0)
+        return said[0]
+
+    def average(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Mean over the processes of a tensor that each has."""
+        if self.count == 1:
+            return numbers
+        total: Any = self.accelerator.reduce(numbers, reduction="mean")
+        return total  # type: ignore[no-any-return]
+
+
+def join_processes(device: str) -> Processes:
+    """Join the other processes, if there are any, on ``device`` (``auto``, ``cpu``, ``cuda`` or ``cuda:1``).
+
+    Several processes take a graphics card each. Raises `SettingsError` for an unknown or missing device.
+    """
+    place = devices.pick_device(device)
+    accelerator = Accelerator(cpu=place.type == "cpu", device_placement=False)
+    if accelerator.num_processes > 1 and place.type == "cuda":
+        place = accelerator.device
+    return Processes(accelerator, place)

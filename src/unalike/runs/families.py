@@ -1,0 +1,73 @@
+"""Which modules make up a kind of generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from unalike.errors import SettingsError
+from unalike.generators.settings import DrawSettings
+from unalike.records import Pixels
+
+KINDS = ("diffusion", "gaussian", "memorizer")
+
+
+class Sampler(Protocol):
+    """What draws."""
+
+    def draw(self, seeds: Sequence[int]) -> Pixels:
+        """Pixels (len(seeds), C, H, W); a sample depends on its seed alone."""
+
+    def describe(self, seed: int) -> dict[str, Any]:
+        """What the record of a sample says beyond its seed: its label, its attributes."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """The pieces of one kind of generator.
+
+    ``network``: it is trained step by step, by several processes if need be, and can be watched. ``given``: it can
+    draw from given images.
+    """
+
+    settings: type[Any]
+    draw_settings: type[Any]
+    train: Callable[..., dict[str, Any]]
+    open: Callable[..., Sampler]
+    network: bool = False
+    given: bool = False
+
+
+def find_family(kind: str) -> Family:
+    """The pieces of generator ``kind``; only its own modules are imported.
+
+    Raises `SettingsError` listing the kinds if there is none of this name.
+    """
+    if kind == "gaussian":
+        from unalike.generators.controls import gaussian
+
+        return Family(gaussian.GaussianSettings, DrawSettings, gaussian.train_gaussian, gaussian.open_gaussian)
+    if kind == "memorizer":
+        from unalike.generators.controls import memorizer
+
+        return Family(memorizer.MemorizerSettings, DrawSettings, memorizer.train_memorizer, memorizer.open_memorizer)
+    if kind == "diffusion":
+        from unalike.generators.diffusion import sample, train
+        from unalike.generators.diffusion.settings import DiffusionSettings, SampleSettings
+
+        return Family(
+            DiffusionSettings,
+            SampleSettings,
+            train.train_diffusion,
+            sample.open_diffusion,
+            network=True,
+            given=True,
+        )
+    raise SettingsError(f"there is no generator {kind!r}. There are: {', '.join(KINDS)}.")
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Refuse a seed that the random streams cannot take."""
+    if not 0 <= seed < 2**62:
+        raise SettingsError(f"--{name.replace('_', '-')} {seed}: give a whole number from 0 to below 2 to the 62.")

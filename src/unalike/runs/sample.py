@@ -1,0 +1,292 @@
+"""Draw samples from a run into a samples folder. The same command after an interruption keeps what was drawn."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unalike import folders
+from unalike.cohort.store import ImageWriter, open_images
+from unalike.engine import Progress, show_progress
+from unalike.errors import FolderError, InputError, SettingsError
+from unalike.folders import Header
+from unalike.generators.data import PixelScale
+from unalike.generators.settings import resolve_settings
+from unalike.records import Pixels
+from unalike.runs.families import Family, Sampler, check_seed, find_family
+from unalike.runs.given import GivenSettings, read_given
+from unalike.runs.settings import GuardSettings
+
+if TYPE_CHECKING:
+    from unalike.generators.processes import Processes
+    from unalike.runs.guard import Guard
+
+PARTS = "parts"
+
+
+def draw_samples(
+    *,
+    run: str | Path,
+    out: str | Path,
+    count: int,
+    first_seed: int = 0,
+    settings: Any = None,
+    device: str = "auto",
+    given: GivenSettings | None = None,
+    guard: str | Path | None = None,
+    guard_settings: GuardSettings | None = None,
+    rejected: str | Path | None = None,
+) -> Path:
+    """Draw ``count`` samples of a run, from seed ``first_seed`` on, into a samples folder; returns its path.
+
+    A sample depends on the run, its seed and the sampler alone: not on ``count``, the batch size, or the number of
+    processes (``accelerate launch`` shares the work). ``settings`` is the kind's dataclass (`DrawSettings`, or
+    `SampleSettings` for diffusion), a mapping of its fields, or None. ``given`` says what samples are made from
+    besides noise. Interrupted, the same call keeps the batches that were finished.
+
+    With ``guard``, the cohort the run was trained on, samples that look like copies are rejected and the next seeds
+    drawn instead; how many, and which seeds, is recorded. The rejected images go into the samples folder
+    ``rejected`` where one is named; it is as internal as the cohort. See `unalike.audit.index.reject_copies` for what
+    a guard cannot promise.
+
+    Raises `SettingsError` for an unknown or unfitting setting; `FolderError` if the run is no finished run,
+    its model was changed, or ``out`` is taken; `RunError` if the guard rejects too many.
+    """
+    run, out = Path(run), Path(out)
+    header = folders.read_header(run, kind="run")
+    content = header.content
+    family = find_family(str(content["generator"]))
+    settings = resolve_settings(family.draw_settings, settings)
+    _check(count, first_seed, given, guard, rejected, family, str(content["generator"]))
+    if folders.digest_tree(run / folders.MODEL) != content["model_digest"]:
+        raise FolderError(f"{run / folders.MODEL} is not the model that {header.path.name} describes. Train it again.")
+    extra, named = _open_given(given, content, count)
+    sampler = family.open(run, content=content, settings=settings, device=device, **extra)
+    digest = folders.digest_of(run, kind="run")
+    guarding = guard_settings or GuardSettings()
+    identity = {"run": digest, "count": count, "first_seed": first_seed, "settings": asdict(settings), "given": named}
+    if guard is not None:
+        identity |= {"guard": folders.digest_of(Path(guard), kind="cohort"), "guard_settings": asdict(guarding)}
+    work = Drawing(out, sampler, header, settings.batch_size, first_seed, count)
+    with _processes(family, device) as processes:
+        main = processes is None or processes.main
+        if main:
+            folders.begin_folder(out, kind="samples", settings=identity, resumable=True)
+        if processes is not None:
+            processes.wait()
+        turned_away: list[int] = []
+        about_guard: dict[str, Any] = {}
+        if guard is None:
+            seeds = work.draw_all(processes)
+        else:
+            from unalike.runs.guard import open_guard
+
+            opened = open_guard(Path(guard), header=header, settings=guarding) if main else None
+            seeds, turned_away, about_guard = work.draw_guarded(opened, guarding, processes)
+        if not main:
+            return out
+    about = {name: content[name] for name in ("generator", "subjects", "subject_seed", "holds_training_images")}
+    about |= {"precision": precision} if (precision := getattr(sampler, "precision", None)) is not None else {}
+    about |= {"given": named} if given is not None else {}
+    shared: dict[str, Any] = {
+        "settings": asdict(settings),
+        "seed": first_seed,
+        "inputs": {"run": digest, "cohort": header.inputs["cohort"]},
+    }
+    if rejected is not None:
+        _write_rejected(Path(rejected), work, turned_away, identity, about, shared)
+    written = work.assemble(out, seeds)
+    if guard is not None:
+        folders.write_json(out / folders.REJECTED, about_guard["rejections"])
+        about |= {"guard": about_guard["summary"]}
+    shutil.rmtree(out / PARTS)
+    folders.finish_folder(out, kind="samples", content={**written, **about}, **shared)
+    return out
+
+
+def _check(
+    count: int,
+    first_seed: int,
+    given: GivenSettings | None,
+    guard: str | Path | None,
+    rejected: str | Path | None,
+    family: Family,
+    kind: str,
+) -> None:
+    """Refuse what cannot be drawn."""
+    check_seed("first_seed", first_seed)
+    if count < 1:
+        raise SettingsError(f"--count {count}: draw at least 1 sample.")
+    if given is not None and not family.given:
+        raise SettingsError(f"given images are for diffusion; this run is a {kind}. Leave them out.")
+    if given is not None and given.interpolate is not None and (first_seed or guard is not None or count < 2):
+        raise SettingsError("--interpolate goes with a --count of 2 or more, and without --first-seed and --guard.")
+    if rejected is not None and guard is None:
+        raise SettingsError("--rejected is where samples go that a guard rejects: give --guard COHORT.")
+
+
+def _open_given(given: GivenSettings | None, content: Any, count: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    if given is None:
+        return {}, None
+    found, named = read_given(given, content=content, count=count)
+    return {"given": found}, named
+
+
+@contextlib.contextmanager
+def _processes(family: Family, device: str) -> Iterator[Processes | None]:
+    """The processes that share the work; None where there is only one."""
+    if not family.network or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield None
+        return
+    from unalike.generators.processes import join_processes
+
+    yield join_processes(device)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Samples in the making: batches of seeds, kept one by one under ``out``/parts."""
+
+    out: Path
+    sampler: Sampler
+    header: Header
+    batch_size: int
+    first_seed: int
+    count: int
+
+    def batch(self, number: int) -> range:
+        """Seeds of a batch, the last of a plain drawing cut short at the last sample."""
+        begin = self.first_seed + number * self.batch_size
+        return range(begin, begin + self.batch_size)
+
+    def draw_all(self, processes: Processes | None) -> list[int]:
+        """Draw every batch, each process its own; gives the seeds."""
+        end = self.first_seed + self.count
+        numbers = range(-(-self.count // self.batch_size))
+        with self._progress(self.count, processes) as progress:
+            for number in numbers if processes is None else processes.share(numbers):
+                seeds = self.batch(number)
+                seeds = range(seeds.start, min(seeds.stop, end))
+                self.draw_part(seeds)
+                progress.advance(len(seeds) * (1 if processes is None else processes.count))
+        if processes is not None:
+            processes.wait()
+        return list(range(self.first_seed, end))
+
+    def draw_guarded(
+        self, guard: Guard | None, settings: GuardSettings, processes: Processes | None
+    ) -> tuple[list[int], list[int], dict[str, Any]]:
+        """Draw batch after batch until enough are kept: seeds kept, seeds rejected, and what the header says.
+
+        The seeds are asked in order, so that which are kept depends neither on batches nor on processes.
+        """
+        from unalike.runs.guard import Tally
+
+        tally = Tally(wanted=self.count, limit=settings.patience * self.count)
+        number, workers = 0, 1 if processes is None else processes.count
+        with self._progress(self.count, processes) as progress:
+            while True:
+                mine = self.batch(number + (0 if processes is None else processes.rank))
+                self.draw_part(mine)
+                if processes is not None:
+                    processes.wait()
+                if guard is not None:
+                    before = len(tally.kept)
+                    for step in range(workers):
+                        seeds = self.batch(number + step)
+                        tally.add(seeds, guard.look(self.read_part(seeds)))
+                    progress.advance(len(tally.kept) - before, f"{len(tally.rejections)} rejected")
+                    tally.give_up_in_time()
+                number += workers
+                if tally.done if processes is None else processes.agree(tally.done):
+                    break
+        if guard is None:
+            return [], [], {}
+        return tally.kept, [entry["seed"] for entry in tally.rejections], tally.about(guard)
+
+    def _progress(self, total: int, processes: Processes | None) -> contextlib.AbstractContextManager[Progress]:
+        if processes is not None and not processes.main:
+            return contextlib.nullcontext(Progress())
+        return show_progress(f"sample {self.header.content['generator']}", total=total, unit="images")
+
+    def draw_part(self, seeds: Sequence[int]) -> None:
+        """Draw one batch and keep it, unless it is there from an interrupted drawing."""
+        place = self._part(seeds)
+        if _is_whole(place, len(seeds)):
+            return
+        place.parent.mkdir(exist_ok=True)
+        pixels = self.sampler.draw(seeds)
+        temporary = place.with_suffix(".partial")
+        with temporary.open("wb") as stream:
+            np.save(stream, pixels, allow_pickle=False)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(place)
+
+    def read_part(self, seeds: Sequence[int]) -> Pixels:
+        """The pixels of a batch that was drawn."""
+        pixels: Pixels = np.load(self._part(seeds), allow_pickle=False)
+        return pixels
+
+    def _part(self, seeds: Sequence[int]) -> Path:
+        return self.out / PARTS / f"{seeds[0]:010d}.npy"
+
+    def assemble(self, out: Path, seeds: Sequence[int]) -> dict[str, Any]:
+        """Write the samples of these seeds (ascending) as images and records; the content for the header."""
+        content = self.header.content
+        scale = PixelScale.from_content(content)
+        height, width = int(content["height"]), int(content["width"])
+        writer = ImageWriter(out, channels=scale.channels, height=height, width=width, dtype=np.dtype(scale.dtype))
+        number, pixels = -1, np.empty(0)
+        for seed in seeds:
+            here, place = divmod(seed - self.first_seed, self.batch_size)
+            if here != number:
+                number, pixels = here, self.read_part(self.batch(here))
+            record = {"subject": f"sample-{seed:06d}", "source": "run", "role": "synthetic", "seed": seed}
+            writer.append(pixels[place], record | self.sampler.describe(seed))
+        return writer.close()
+
+
+def _write_rejected(
+    place: Path,
+    work: Drawing,
+    seeds: Sequence[int],
+    identity: dict[str, Any],
+    about: dict[str, Any],
+    shared: dict[str, Any],
+) -> None:
+    """The samples that the guard rejected, as a samples folder of their own. They show patients."""
+    if not seeds:
+        return
+    folders.begin_folder(place, kind="samples", settings=identity | {"rejected": True})
+    written = work.assemble(place, seeds)
+    content = {**written, **about, "rejected": True, "holds_training_images": True}
+    folders.finish_folder(place, kind="samples", content=content, **shared)
+
+
+def _is_whole(place: Path, count: int) -> bool:
+    """Whether a part is there and can be read; a damaged one is drawn again."""
+    try:
+        return len(np.load(place, allow_pickle=False)) == count
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def open_run_cohort(cohort: Path, header: Header) -> Any:
+    """The cohort that the run of ``header`` was trained on.
+
+    Raises `InputError` if ``cohort`` is another one: only the one it was trained on knows whom it saw.
+    """
+    opened = open_images(cohort)
+    if header.inputs["cohort"] != opened.digest:
+        raise InputError(
+            f"{cohort} is not the cohort that {header.path.parent} was trained on, or it has changed. Give that one."
+        )
+    return opened

@@ -1,0 +1,127 @@
+"""Train a generator into a run folder. The same command after an interruption goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from unalike import folders
+from unalike.cohort.store import open_images
+from unalike.errors import InputError, SettingsError
+from unalike.generators.data import TrainImages, open_train_images
+from unalike.generators.settings import resolve_settings
+from unalike.records import as_json
+from unalike.runs.families import Family, check_seed, find_family
+from unalike.runs.settings import WatchSettings
+
+
+def train_generator(
+    *,
+    kind: str,
+    cohort: str | Path,
+    out: str | Path,
+    settings: Any = None,
+    subjects: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    watch: WatchSettings | None = None,
+) -> Path:
+    """Train a generator on the ``train`` images of a cohort and write a run folder; returns its path.
+
+    ``kind`` is ``diffusion``, ``gaussian`` or ``memorizer``. ``settings`` is the kind's dataclass, a mapping
+    of its fields, or None for the defaults. ``subjects`` trains on so many subjects, drawn with ``seed``
+    (None: all). Holdout images are never learned from; with ``watch`` samples are held against them while the
+    generator is trained. Interrupted, the same call resumes at the last checkpoint.
+
+    Under ``accelerate launch`` the processes share each batch, and the first one writes.
+
+    Raises `SettingsError` for an unknown kind or setting, too many subjects, or images that do not fit;
+    `FolderError` if the cohort is no cohort or ``out`` is taken; `NonFiniteLossError` if training diverges, and
+    `RunError` if a checkpoint cannot be written or nothing is within the budget of copies.
+    """
+    out = Path(out)
+    family = find_family(kind)
+    settings = resolve_settings(family.settings, settings)
+    check_seed("seed", seed)
+    if watch is not None and not family.network:
+        raise SettingsError(f"--watch-every: a {kind} is not trained step by step. Leave it out.")
+    opened = open_images(cohort)
+    images = open_train_images(opened, subjects=subjects, seed=seed)
+    identity = {
+        "generator": kind,
+        "cohort": opened.digest,
+        "subjects": subjects,
+        "seed": seed,
+        "settings": asdict(settings),
+        "watch": None if watch is None else asdict(watch),
+    }
+    content = {
+        "generator": kind,
+        "channels": list(opened.channels),
+        "height": opened.size[0],
+        "width": opened.size[1],
+        "dtype": opened.dtype.name,
+        "highest": images.scale.highest,
+        "levels": images.scale.levels,
+        "subjects": subjects,
+        "subject_seed": seed,
+        "train_images": len(images),
+    }
+    about, main = _train(family, images, out, settings, seed, device, identity, watch)
+    if not main:
+        return out
+    folders.finish_folder(
+        out,
+        kind="run",
+        settings=asdict(settings) | ({} if watch is None else {"watch": asdict(watch)}),
+        seed=seed,
+        inputs={"cohort": opened.digest},
+        content=content | about | {"model_digest": folders.digest_tree(out / folders.MODEL)},
+    )
+    return out
+
+
+def _train(
+    family: Family,
+    images: TrainImages,
+    out: Path,
+    settings: Any,
+    seed: int,
+    device: str,
+    identity: dict[str, Any],
+    watch: WatchSettings | None,
+) -> tuple[dict[str, Any], bool]:
+    """What the header says of the training, and whether this process writes it."""
+    if not family.network:
+        with _begun(out, identity):
+            return family.train(images, out=out, settings=settings, seed=seed, device=device), True
+    from unalike.generators.processes import join_processes
+    from unalike.runs.watch import LiveWatcher
+
+    processes = join_processes(device)
+    watcher = None if watch is None else LiveWatcher(images, out=out, settings=watch, seed=seed, place=processes.place)
+    name = hashlib.sha256(json.dumps(as_json(identity), sort_keys=True).encode()).hexdigest()
+    extra = {"processes": processes, "identity": name, "watcher": watcher}
+    if not processes.main:
+        processes.wait()  # until the first one has begun the folder
+        return family.train(images, out=out, settings=settings, seed=seed, **extra), False
+    with _begun(out, identity):
+        processes.wait()
+        return family.train(images, out=out, settings=settings, seed=seed, **extra), True
+
+
+class _begun:  # noqa: N801 - a context manager that reads like a word
+    """The run folder, begun or resumed; given up again if the very beginning is refused."""
+
+    def __init__(self, out: Path, identity: dict[str, Any]) -> None:
+        self.out, self.identity = out, identity
+
+    def __enter__(self) -> None:
+        self.resumed = folders.begin_folder(self.out, kind="run", settings=self.identity, resumable=True)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, InputError) and not self.resumed:
+            folders.give_up_folder(self.out)

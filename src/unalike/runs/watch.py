@@ -1,0 +1,188 @@
+"""Looking for copies while a generator is trained: samples against train and holdout, by the audit's live index.
+
+Each look draws the same few hundred noises from the weights as they are and writes one line to ``watch.jsonl``: the
+share of samples flagged as copies, the mean highest correlation with train and with holdout images (as many of one as
+of the other), and the Fréchet distance to the cohort's train images. ``watch.png`` shows them against the updates.
+
+What a look says is internal to the house, but names and shows nobody.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from unalike import folders
+from unalike.audit.index import CopyIndex
+from unalike.engine import show_progress, tell
+from unalike.errors import SettingsError
+from unalike.fidelity.features import AutoencoderFeatures, embed_cached, open_cohort_features
+from unalike.fidelity.frechet import frechet_distance
+from unalike.generators.data import TrainImages
+from unalike.generators.watching import Draw, Glance
+from unalike.records import FloatArray, IntArray, Pixels
+from unalike.runs.figure import draw_watch
+from unalike.runs.settings import WatchSettings
+from unalike.seeds import generator_for, seed_for
+from unalike.similarity.embedding.settings import HALVINGS
+from unalike.similarity.stored import find_stored
+from unalike.stats.intervals import estimate_share
+
+LARGEST_SIDE = 64  # pixels a side that the features see
+FEATURE_STEPS = 400
+
+
+@dataclass
+class LiveWatcher:
+    """A `Watcher` that asks a `CopyIndex` of the images a generator is trained on, and of nobody else's."""
+
+    images: TrainImages
+    out: Path
+    settings: WatchSettings
+    seed: int
+    place: torch.device
+    lines: dict[int, dict[str, Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read what was seen before an interruption."""
+        self.every, self.steps, self.strict = self.settings.every, self.settings.steps, self.settings.stop
+        self.lines = read_watch(self.out)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether an earlier look ended the training."""
+        return self.settings.stop and any(not line["within_budget"] for line in self.lines.values())
+
+    def seen(self, step: int) -> bool:
+        """Whether this update was looked at and recorded."""
+        return step in self.lines
+
+    @cached_property
+    def index(self) -> CopyIndex:
+        """The live index; opened at the first look, by the process that looks."""
+        return CopyIndex.open(self.images.cohort, train_rows=self.images.rows, notice=tell)
+
+    @cached_property
+    def level(self) -> float:
+        """The level in use: the one asked for, or the smallest p-value that the holdout can give.
+
+        Raises `SettingsError` if there is no holdout subject: nothing could be told from anything.
+        """
+        smallest = self.index.smallest_p
+        if smallest > 0.5:
+            raise SettingsError(
+                f"{self.images.cohort.path} has no holdout subjects to watch for copies. Prepare it with --holdout."
+            )
+        if smallest > self.settings.level:
+            tell(f"{round(1 / smallest) - 1} holdout subjects: copies are watched for at level {smallest:.3g}.")
+        return max(self.settings.level, smallest)
+
+    @cached_property
+    def features(self) -> AutoencoderFeatures:
+        """The cohort's own features, the same for all runs on it."""
+        cohort = self.images.cohort
+        side = min(LARGEST_SIDE, max(2**HALVINGS, max(cohort.size) // 2**HALVINGS * 2**HALVINGS))
+        with show_progress("learn features for the Fréchet distance", total=FEATURE_STEPS, unit="steps") as progress:
+            return open_cohort_features(
+                cohort, rows=cohort.rows("train"), seed=0, device=self.place, side=side, progress=progress
+            )
+
+    @cached_property
+    def real(self) -> tuple[FloatArray, float]:
+        """Features of the cohort's train images, and the Fréchet distance of its holdout images to them."""
+        cohort = self.images.cohort
+        train, holdout = (
+            embed_cached(self.features, cohort, cohort.rows(role), cohort.path / folders.INDEX)
+            for role in ("train", "holdout")
+        )
+        return train, frechet_distance(holdout, train) if len(holdout) > 1 else float("nan")
+
+    def look(self, draw: Draw, *, step: int) -> Glance:
+        """Draw, judge, and compare with the looks before."""
+        first = seed_for(self.seed, "watch") % 2**40
+        samples = draw(range(first, first + self.settings.samples))
+        line = self.judge(samples) | {"step": step}
+        others = [entry for entry in self.lines.values() if entry["within_budget"] and entry["step"] != step]
+        best = line["within_budget"] and all(line["frechet_train"] < entry["frechet_train"] for entry in others)
+        return Glance(line | {"best": best}, best=best, stop=self.settings.stop and not line["within_budget"])
+
+    def judge(self, samples: Pixels) -> dict[str, Any]:
+        """What is known of ``samples`` (n, C, H, W): a line of ``watch.jsonl`` without its step."""
+        found = self.index.query(samples, level=self.level)
+        flagged = int(found.flagged.sum())
+        share = estimate_share(flagged, len(samples))
+        # Of images that are no copies, up to ``level`` are flagged.
+        beyond = max(0.0, (share.value - self.level) / (1 - self.level))
+        train, yardstick = self.real
+        return {
+            "samples": len(samples),
+            "level": self.level,
+            "flagged": flagged,
+            "flagged_share": share.value,
+            "flagged_low": share.low,
+            "flagged_high": share.high,
+            "copy_rate": beyond,
+            "within_budget": beyond <= self.settings.budget,
+            "highest_train": self._highest(samples, self._alike("train")),
+            "highest_holdout": self._highest(samples, self._alike("holdout")),
+            "frechet_train": frechet_distance(self.features.embed(samples), train),
+            "frechet_holdout_train": yardstick,
+        }
+
+    def _alike(self, role: str) -> IntArray:
+        """As many images of one role as of the other, drawn at random: the more there are, the closer the closest."""
+        sides = {"train": self.index.train, "holdout": self.index.holdout}
+        count = min(map(len, sides.values()))
+        rows = sides[role]
+        return np.sort(generator_for(0, f"watch {role}").permutation(rows)[:count])
+
+    def _highest(self, samples: Pixels, rows: IntArray) -> float:
+        """Mean over the samples of the highest correlation with the images ``rows``."""
+        if len(rows) == 0:
+            return float("nan")
+        highest = find_stored(queries=samples, index=self.index.coarse, rows=rows).highest
+        return float(np.nanmean(highest)) if np.isfinite(highest).any() else float("nan")
+
+    def record(self, glance: Glance) -> None:
+        """Write the line, tell it, and draw the picture again."""
+        line = dict(glance.line)
+        self.lines[int(line["step"])] = line
+        write_watch(self.out, self.lines)
+        draw_watch(list(self.lines.values()), budget=self.settings.budget, place=self.out / folders.WATCH_PICTURE)
+        tell(
+            f"step {line['step']}: {line['flagged']} of {line['samples']} samples look like copies, mean highest "
+            f"correlation {line['highest_train']:.3f} with train and {line['highest_holdout']:.3f} with as many "
+            f"holdout images, Fréchet distance {line['frechet_train']:.3g} (holdout: "
+            f"{line['frechet_holdout_train']:.3g})" + ("" if line["within_budget"] else "; beyond the budget of copies")
+        )
+
+
+def read_watch(out: Path) -> dict[int, dict[str, Any]]:
+    """The lines of a run's ``watch.jsonl`` by their step, ascending; a line cut short is passed over."""
+    lines: dict[int, dict[str, Any]] = {}
+    place = out / folders.WATCH
+    if place.is_file():
+        for text in place.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(text)
+                lines[int(entry["step"])] = {key: np.nan if value is None else value for key, value in entry.items()}
+            except (ValueError, KeyError, TypeError):
+                continue
+    return dict(sorted(lines.items()))
+
+
+def write_watch(out: Path, lines: Mapping[int, Mapping[str, Any]]) -> None:
+    """Write ``watch.jsonl``, whole or not at all."""
+    from unalike.records import as_json
+
+    text = "".join(json.dumps(as_json(line)) + "\n" for _, line in sorted(lines.items()))
+    temporary = out / f"{folders.WATCH}.partial"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(out / folders.WATCH)
