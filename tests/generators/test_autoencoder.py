@@ -266,9 +266,9 @@ def test_the_loss_in_bfloat16_is_nearly_that_in_float32(make_cohort: MakeCohort)
 def test_it_learns(make_cohort: MakeCohort, tmp_path: Path) -> None:
     images = _open(make_cohort(pixels=_smooth(12, 8)))
     plain = images.read_all().std()
-    codec, about = _train(images, tmp_path / "run", autoencoder_steps=150)
+    codec, about = _train(images, tmp_path / "run", autoencoder_steps=120)
     said = about["autoencoder"]
-    assert said["reconstruction_rmse"] < plain / 3
+    assert said["reconstruction_rmse"] < plain / 2
     x = torch.from_numpy(images.scale.to_unit(images.read_all()))
     assert said["reconstruction_rmse"] == reconstruction_error(codec, x)
     assert said["parameters"] == sum(weight.numel() for weight in codec.autoencoder.parameters())

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from unalike import folders
 from unalike.cohort.store import open_images
 from unalike.errors import FolderError, NonFiniteLossError, SettingsError
+from unalike.generators import loop
 from unalike.generators.checkpoints import (
     Checkpoint,
     hold_interrupts,
@@ -25,7 +26,6 @@ from unalike.generators.checkpoints import (
     save_checkpoint,
 )
 from unalike.generators.data import TrainImages, open_train_images
-from unalike.generators.diffusion import train
 from unalike.generators.diffusion.network import build_network
 from unalike.generators.diffusion.settings import DiffusionSettings
 from unalike.runs.sample import draw_samples
@@ -62,15 +62,15 @@ def _last_state(run: Path) -> dict[str, torch.Tensor]:
 
 
 def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Ctrl-C as it comes from a terminal, in the middle of update ``step`` (from 0)."""
-    positions = train.batch_positions
+    """Ctrl-C as it comes from a terminal, in the middle of update ``step`` (from 1)."""
+    update = loop.Training.update
 
-    def stopping(n: int, *rest: Any) -> Any:
-        if n == step:
+    def stopping(self: loop.Training[Any]) -> None:
+        if self.step == step - 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return positions(n, *rest)
+        update(self)
 
-    monkeypatch.setattr(train, "batch_positions", stopping)
+    monkeypatch.setattr(loop.Training, "update", stopping)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -83,17 +83,15 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
         _stop_at(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             _train(cohort, tmp_path / "pieces", precision=precision)
-    kept = load_newest_checkpoint(tmp_path / "pieces")
-    assert kept is not None
-    assert kept.step == 3
+    assert [path.name for path in (tmp_path / "pieces" / "checkpoints").iterdir()] == ["step-00000003"]
     told: list[str] = []
-    show = train.show_progress
-    monkeypatch.setattr(train, "show_progress", lambda text, **rest: told.append(text) or show(text, **rest))
+    show = loop.show_progress
+    monkeypatch.setattr(loop, "show_progress", lambda text, **rest: told.append(text) or show(text, **rest))
     pieces = _train(cohort, tmp_path / "pieces", precision=precision)
     assert told == ["train diffusion, resumed at step 3 of 6"]
     # Weights, weight average and both moments of the optimizer, to the last bit.
     expected, found = _last_state(whole), _last_state(pieces)
-    assert {name.split("/")[0] for name in expected} == {"weights", "average", "exp_avg", "exp_avg_sq"}
+    assert {name.split("/")[0] for name in expected} == {"weights", "average-0.995", "exp_avg", "exp_avg_sq"}
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
@@ -136,13 +134,16 @@ def test_two_newest_checkpoints_stay(make_cohort: MakeCohort, tmp_path: Path) ->
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     for step in (1, 2):
-        save_checkpoint(tmp_path, Checkpoint(step, 0.5, {"weights/a": torch.full((2,), float(step))}))
+        kept = Checkpoint(step, 0.5, {"weights/a": torch.full((2,), float(step))})
+        save_checkpoint(tmp_path, kept, identity="x", room="checkpoints", keep=2)
     (tmp_path / "checkpoints" / "step-00000002" / "state.safetensors").write_bytes(b"not one")
-    kept = load_newest_checkpoint(tmp_path)
-    assert kept is not None
-    assert kept.step == 1
-    assert kept.tensors["weights/a"].tolist() == [1.0, 1.0]
-    assert load_newest_checkpoint(tmp_path / "elsewhere") is None
+    found = load_newest_checkpoint(tmp_path, identity="x", room="checkpoints")
+    assert found is not None
+    assert found.step == 1
+    assert found.tensors["weights/a"].tolist() == [1.0, 1.0]
+    assert load_newest_checkpoint(tmp_path / "elsewhere", identity="x", room="checkpoints") is None
+    with pytest.raises(FolderError, match="another cohort"):
+        load_newest_checkpoint(tmp_path, identity="y", room="checkpoints")
 
 
 def test_ctrl_c_waits_for_the_end_of_an_update() -> None:
@@ -172,10 +173,8 @@ def test_divergence_names_step_and_learning_rate(
     monkeypatch.setattr(TrainImages, "read", poisoned)
     with pytest.raises(NonFiniteLossError, match=r"step 4: loss nan.*learning rate 0\.001"):
         _train(make_cohort(), tmp_path / "run", checkpoint_every=0)
-    kept = load_newest_checkpoint(tmp_path / "run")
-    assert kept is not None
-    assert kept.step == 3
-    assert all(tensor.isfinite().all() for tensor in kept.tensors.values())
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())[-1] == "step-00000003"
+    assert all(tensor.isfinite().all() for tensor in _last_state(tmp_path / "run").values())
 
 
 def test_sizes_that_cannot_be_halved_are_refused(make_cohort: MakeCohort, tmp_path: Path) -> None:
@@ -185,11 +184,11 @@ def test_sizes_that_cannot_be_halved_are_refused(make_cohort: MakeCohort, tmp_pa
 
 
 def test_each_epoch_sees_each_image_once() -> None:
-    positions = np.concatenate([train.batch_positions(n, 10, 4, seed=1) for n in range(5)])
+    positions = np.concatenate([loop.batch_positions(n, 10, 4, seed=1) for n in range(5)])
     assert sorted(positions[:10]) == sorted(positions[10:]) == list(range(10))
     assert positions[:10].tolist() != positions[10:].tolist()
     # Fewer images than a batch: the batch goes through several epochs.
-    assert sorted(train.batch_positions(0, 3, 6, seed=1)) == [0, 0, 1, 1, 2, 2]
+    assert sorted(loop.batch_positions(0, 3, 6, seed=1)) == [0, 0, 1, 1, 2, 2]
 
 
 def test_only_chosen_train_images_are_read(make_cohort: MakeCohort) -> None:
@@ -252,8 +251,8 @@ def test_the_model_is_the_weight_average(make_cohort: MakeCohort, tmp_path: Path
     state = _last_state(run)
     model = load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     for name, tensor in model.items():
-        assert torch.equal(tensor, state[f"average/{name}"])
-    assert not all(torch.equal(tensor, state[f"weights/{name}"]) for name, tensor in model.items())
+        assert torch.equal(tensor, state[f"average-0.995/unet.{name}"])
+    assert not all(torch.equal(tensor, state[f"weights/unet.{name}"]) for name, tensor in model.items())
 
 
 def test_sixteen_bits_and_masks(make_cohort: MakeCohort, tmp_path: Path) -> None:

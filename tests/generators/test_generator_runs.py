@@ -41,11 +41,14 @@ def test_unknown_kind_lists_the_kinds(make_cohort: MakeCohort, tmp_path: Path) -
         ({"steps": 2.5}, "steps = 2.5: give a whole number"),
         ({"steps": True}, "whole number"),
         ({"steps": 0}, "steps = 0: give at least 1"),
-        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"ema_decays": [1.0]}, "ema_decays"),
         ({"learning_rate": float("nan")}, "learning_rate = nan"),
         ({"prediction": "noise"}, "epsilon, sample, v_prediction"),
         ({"base_channels": 20}, "multiple of 8"),
-        ({"channel_multipliers": []}, "channel_multipliers"),
+        ({"channel_multipliers": [0]}, "channel_multipliers"),
+        ({"accumulate": 3}, "divides batch_size"),
+        ({"zero_terminal_snr": True, "min_snr": 5}, "min_snr"),
+        ({"compile": 1}, "compile = 1: give true or false"),
     ],
 )
 def test_settings_are_refused_by_name(given: dict[str, Any], message: str) -> None:
@@ -174,7 +177,7 @@ def test_a_damaged_part_is_drawn_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("unalike.runs.sample._assemble", stop)
+        patched.setattr("unalike.runs.sample.Drawing.assemble", stop)
         with pytest.raises(KeyboardInterrupt):
             draw_samples(out=tmp_path / "pieces", **order)
     part = sorted((tmp_path / "pieces" / "parts").iterdir())[0]

@@ -77,31 +77,36 @@ def test_the_distance_to_the_nearest_kept_image_by_hand() -> None:
 
 
 class Knows:
-    """A network that answers with what it is told to predict, wrong by ``wrong``."""
+    """A model that answers with what it is told to predict, wrong by ``wrong``."""
+
+    shape, place = (1, 4, 4), torch.device("cpu")
 
     def __init__(self, x_0: torch.Tensor, scheduler: Any, wrong: float) -> None:
         self.x_0, self.scheduler, self.wrong = x_0, scheduler, wrong
 
-    def __call__(self, x_t: torch.Tensor, t: int) -> Any:
-        kept = float(self.scheduler.alphas_cumprod[t])
+    def encode(self, images: np.ndarray) -> torch.Tensor:
+        return self.x_0
+
+    def ask_nothing(self, images: np.ndarray) -> None:
+        return None
+
+    def predict(self, x_t: torch.Tensor, t: torch.Tensor, asked: None) -> torch.Tensor:
+        kept = float(self.scheduler.alphas_cumprod[t[0]])
         epsilon = (x_t - kept**0.5 * self.x_0) / (1 - kept) ** 0.5
         kind = self.scheduler.config.prediction_type
         # The error of the noise is ``wrong`` whatever is predicted.
         epsilon = epsilon + self.wrong
         x_0 = (x_t - (1 - kept) ** 0.5 * epsilon) / kept**0.5
         answer = {"epsilon": epsilon, "sample": x_0, "v_prediction": kept**0.5 * epsilon - (1 - kept) ** 0.5 * x_0}
-        return type("Answer", (), {"sample": answer[kind]})()
+        return answer[kind]
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 def test_the_error_of_the_noise_is_the_same_whatever_the_network_predicts(kind: str) -> None:
     images = np.full((16, 1, 4, 4), 255, np.uint8)
     scheduler = DDPMScheduler(num_train_timesteps=100, prediction_type=kind)
-    place = torch.device("cpu")
-    scale = type("Scale", (), {"to_unit": staticmethod(lambda pixels: pixels.astype(np.float32) * 0 + 1)})
-    fields = {"network": Knows(torch.ones(16, 1, 4, 4), scheduler, wrong=0.5), "scheduler": scheduler}
-    sampler = type("Sampler", (), fields | {"place": place, "precision": "float32", "scale": scale})()
-    found = DiffusionLosses(sampler, times=(5, 20, 60), draws=2).losses(images, seed=0)
+    model: Any = Knows(torch.ones(16, 1, 4, 4), scheduler, wrong=0.5)
+    found = DiffusionLosses(model, times=(5, 20, 60), draws=2).losses(images, seed=0)
     np.testing.assert_allclose(found, np.log(0.25), rtol=1e-3)
 
 

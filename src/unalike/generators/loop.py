@@ -138,8 +138,9 @@ class Training(Generic[Batch]):
                         noted = time.monotonic()
                     progress.advance(1, told)
             except KeyboardInterrupt:
-                # Whatever was going on, the weights are those after a whole number of updates.
-                if unseen:
+                # Whatever was going on, the weights are those after a whole number of updates. Other processes may
+                # not have been interrupted, and are not asked.
+                if unseen and self.processes.count == 1:
                     self.note(unseen, time.monotonic() - noted)
                 self.save()
                 raise

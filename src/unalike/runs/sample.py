@@ -74,7 +74,9 @@ def draw_samples(
     identity = {"run": digest, "count": count, "first_seed": first_seed, "settings": asdict(settings), "given": named}
     if guard is not None:
         identity |= {"guard": folders.digest_of(Path(guard), kind="cohort"), "guard_settings": asdict(guarding)}
-    work = Drawing(out, sampler, header, settings.batch_size, first_seed, count)
+    # A guard asks batch after batch: one larger than what is wanted would be drawn for nothing.
+    batch_size = settings.batch_size if guard is None else min(settings.batch_size, count)
+    work = Drawing(out, sampler, header, batch_size, first_seed, count)
     with _processes(family, device) as processes:
         main = processes is None or processes.main
         if main:

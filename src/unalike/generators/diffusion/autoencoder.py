@@ -198,7 +198,7 @@ def measure_scale(autoencoder: Any, read: Callable[[IntArray], torch.Tensor], co
     """1 / standard deviation of the latents' means over all numbers of all ``count`` images that ``read`` gives.
 
     Rombach et al. (2022), section D.1, take a first batch; here it is every image. ``read`` takes positions and gives
-    images (b, C, H, W) in [−1, 1]. Sums are float64 (Chan, Golub and LeVeque 1983, equation 2.1).
+    images (b, C, H, W) in [−1, 1]. Sums are float64 (merged as in Chan, Golub and LeVeque 1983).
 
     Raises `SettingsError` if the latents do not vary, or are not finite.
     """

@@ -1,6 +1,6 @@
 """A trained (or half-trained) diffusion model as those see it who draw from it or ask for its loss; its files.
 
-``model/`` is a folder of plain diffusers: ``unet/`` and ``scheduler/``, with ``vae/`` where latents are diffused
+``model/`` is a folder of plain diffusers: ``unet/`` and ``scheduler/``, with ``vqvae/`` where latents are diffused
 (`LDMPipeline`), else loadable by `DDPMPipeline`. Further weight averages lie beside it as ``unet-0.9999/``, and
 ``conditioner.safetensors`` where attributes condition the network.
 """

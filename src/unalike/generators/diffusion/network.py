@@ -131,7 +131,7 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DModel(
-            sample_size=(height, width),
+            sample_size=height if height == width else (height, width),  # LDMPipeline wants one number
             in_channels=channels + conditions.mask,
             out_channels=channels * (2 if settings.learned_variance else 1),
             block_out_channels=tuple(shape.base_channels * m for m in shape.channel_multipliers),

@@ -16,7 +16,7 @@ from unalike import folders
 from unalike.engine import tell
 from unalike.generators.data import TrainImages
 from unalike.generators.diffusion.augment import Changes, apply_changes, draw_changes
-from unalike.generators.diffusion.autoencoder import FACTOR, LatentCodec, train_autoencoder
+from unalike.generators.diffusion.autoencoder import LatentCodec, latent_size, train_autoencoder
 from unalike.generators.diffusion.conditions import LABEL, Asked, Conditions, ask_each, find_conditions, hide_conditions
 from unalike.generators.diffusion.model import DiffusionModel, drawn_channels, save_model
 from unalike.generators.diffusion.network import (
@@ -65,11 +65,12 @@ def train_diffusion(
     codec: LatentCodec | None = None
     about_codec: dict[str, Any] = {}
     if settings.latent:
-        choose_shape(settings, height=height // FACTOR, width=width // FACTOR)
+        latents = latent_size(height, width)
+        choose_shape(settings, height=latents[0], width=latents[1])  # says now what does not fit
         codec, about_codec = train_autoencoder(
             images, drawn, out=out, settings=settings, seed=seed, processes=processes, identity=identity
         )
-        height, width = height // FACTOR, width // FACTOR
+        height, width = latents
     network = build_network(
         settings,
         channels=settings.latent or len(drawn),
