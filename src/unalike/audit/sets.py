@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from unalike.cohort.settings import PrepareSettings
 from unalike.cohort.split import select_train_rows
 from unalike.cohort.store import ImageFolder, open_images
 from unalike.errors import InputError, SettingsError
-from unalike.records import MASK, IntArray, TextArray
+from unalike.records import MASK, IntArray, TextArray, estimate_from_json
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ def _distrust(roles: Roles) -> Roles:
             f"{len(suspects)} holdout patients have an image that is pixel-identical to a train image: "
             "they were left out of the holdout."
         )
+    warnings += _distrust_drawing(roles.synthetic.folder.header.content)
     warnings += _distrust_shapes(roles)
     if roles.synthetic.folder.header.kind == "cohort" and (roles.synthetic.folder.column("role") != "train").any():
         warnings.append("The synthetic images are a cohort with a holdout of its own: are they real patients?")
@@ -200,6 +202,28 @@ def _distrust(roles: Roles) -> Roles:
         holdout=ImageSet(holdout.folder, holdout.rows[~out]),
         warnings=(*warnings, *roles.warnings),
     )
+
+
+def _distrust_drawing(content: Mapping[str, Any]) -> list[str]:
+    """What the samples' header says of how they were drawn, where that bears on what an audit can find."""
+    warnings = []
+    guard = content.get("guard")
+    if guard:
+        share = estimate_from_json(guard["rejected_share"])
+        warnings.append(
+            f"GUARDED: these samples are what a guard let through; of {guard['drawn']} drawn it rejected "
+            f"{guard['rejected']} ({share.value:.1%}, {share.low:.1%} to {share.high:.1%}) as copies at p ≤ "
+            f"{guard['level']:g}, by the measures used here. That none is flagged now follows from that; audit an "
+            "unguarded draw of the run as well, or use --learned or --local."
+        )
+    if content.get("rejected"):
+        warnings.append("REJECTED: these samples are those that a guard rejected as copies.")
+    if (content.get("given") or {}).get("images"):
+        warnings.append(
+            "GIVEN: these samples were made from given images. If those were samples or pictures of patients, so may "
+            "these be."
+        )
+    return warnings
 
 
 def _distrust_shapes(roles: Roles) -> list[str]:

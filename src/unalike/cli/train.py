@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -13,7 +14,11 @@ from unalike.errors import SettingsError
 from unalike.generators.controls.gaussian import GaussianSettings
 from unalike.generators.controls.memorizer import MemorizerSettings
 from unalike.generators.diffusion.settings import PRESETS, DiffusionSettings
+from unalike.records import MASK
 from unalike.runs.settings import WatchSettings
+
+if TYPE_CHECKING:
+    from unalike.cohort.store import ImageFolder
 
 train = App(name="train", help="Train a generator on a cohort's train role; an interrupted run resumes.")
 
@@ -40,6 +45,8 @@ def _train(
     images = len(select_train_rows(opened, subjects=subjects, seed=seed))
     show_settings(settings, dry_run=dry_run, json_out=json)
     if dry_run:
+        if isinstance(settings, DiffusionSettings):
+            _tell_size(settings, opened)
         return
     run = train_generator(
         kind=kind, cohort=cohort, out=out, settings=settings, subjects=subjects, seed=seed, device=device, watch=watch
@@ -50,6 +57,17 @@ def _train(
         print_json({"run": run, "generator": kind, "train_images": images})
     else:
         print(f"{run}: {kind} trained on {images} images. Next: unalike sample {run} --count 128 --out …")
+
+
+def _tell_size(settings: DiffusionSettings, cohort: ImageFolder) -> None:
+    """The number of weights beside the paper's; refuses images that do not fit the network."""
+    from unalike.generators.diffusion.autoencoder import latent_size
+    from unalike.generators.diffusion.network import count_parameters, describe_size
+
+    drawn = len(cohort.channels) - (MASK in settings.condition)
+    height, width = latent_size(*cohort.size) if settings.latent else cohort.size
+    size = {"channels": settings.latent or drawn, "height": height, "width": width}
+    print(describe_size(settings, **size, parameters=count_parameters(settings, **size)), file=sys.stderr)
 
 
 @train.command

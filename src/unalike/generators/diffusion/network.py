@@ -160,10 +160,9 @@ def fold_conditions(denoiser: Denoiser, conditions: Conditions) -> tuple[Any, Co
     if conditioner is None or conditions.attributes:
         return denoiser.unet, conditioner
     table = conditioner.table() if conditions.labels else None
-    config = dict(denoiser.unet.config) | {
-        "class_embed_type": None,
-        "num_class_embeds": None if table is None else len(table),
-    }
+    # Names with an underscore tell, among others, which values to take as the default whatever stands here.
+    config = {name: value for name, value in denoiser.unet.config.items() if not name.startswith("_")}
+    config |= {"class_embed_type": None, "num_class_embeds": None if table is None else len(table)}
     unet = UNet2DModel.from_config(config)
     weights = denoiser.unet.state_dict()
     if table is not None:
@@ -172,16 +171,27 @@ def fold_conditions(denoiser: Denoiser, conditions: Conditions) -> tuple[Any, Co
     return unet, None
 
 
-def describe_size(settings: DiffusionSettings, *, channels: int, parameters: int) -> str:
-    """The number of weights beside the paper's, in a sentence or two."""
-    text = f"network: {parameters:,} weights for {channels} channel{'s' * (channels != 1)}"
+def count_parameters(settings: DiffusionSettings, *, channels: int, height: int, width: int) -> int:
+    """Weights of the network for images of this kind, without conditions; none is allocated."""
+    with torch.device("meta"):
+        network = build_network(settings, channels=channels, height=height, width=width, seed=0)
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def describe_size(settings: DiffusionSettings, *, channels: int, height: int, width: int, parameters: int) -> str:
+    """The number of weights beside the paper's, and why they differ. ``height`` and ``width`` are what is diffused."""
+    shape = choose_shape(settings, height=height, width=width)
+    text = (
+        f"network: {parameters:,} weights, {channels} channel{'s' * (channels != 1)}, {height} × {width}, "
+        f"{len(shape.channel_multipliers)} resolutions of {shape.residual_blocks} residual blocks"
+    )
     if settings.size not in PAPER_PARAMETERS:
         return text
     x_ray, brain = PAPER_PARAMETERS[settings.size]
     return (
-        f"{text}. Akbar et al. (2025) report {x_ray:,} for x-rays of one channel and {brain:,} for brains of five. "
-        "Built for 256 × 256, this network has exactly these numbers with two residual blocks and five channels, and "
-        "with three blocks and three channels."
+        f"{text}. Akbar et al. (2025) report {x_ray:,} for x-rays (one channel) and {brain:,} for brains (five). At "
+        "256 × 256 this network has exactly the first number with five channels and two residual blocks, and exactly "
+        "the second with three channels and three."
     )
 
 

@@ -81,7 +81,8 @@ def train_diffusion(
     )
     parameters = sum(weight.numel() for weight in network.parameters())
     if processes.main:
-        tell(describe_size(settings, channels=len(drawn), parameters=parameters))
+        size = {"channels": settings.latent or len(drawn), "height": height, "width": width}
+        tell(describe_size(settings, **size, parameters=parameters))
     task = DiffusionTask(
         images=images,
         settings=settings,
