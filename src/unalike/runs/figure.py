@@ -18,7 +18,8 @@ def draw_watch(lines: Sequence[Mapping[str, Any]], *, budget: float, place: Path
     copies, correlations, distances = figure.subplots(1, 3)
     steps = [line["step"] for line in lines]
     _band(copies, steps, lines)
-    copies.axhline(budget, color=OTHER, linestyle=":", label=f"budget {budget:g}")
+    level = lines[-1]["level"]
+    copies.axhline(level + budget * (1 - level), color=OTHER, linestyle=":", label=f"budget: {budget:g} beyond that")
     copies.set(title="Share flagged as copies", ylim=(-0.03, 1.03))
     correlations.plot(steps, [line["highest_train"] for line in lines], "o-", color=SYNTHETIC, label="train")
     correlations.plot(
