@@ -148,6 +148,11 @@ def show_progress(description: str, *, total: int, unit: str) -> AbstractContext
     return (_bar if sys.stderr.isatty() else _lines)(description, total, unit)
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks: the only one, or the first of those that ``accelerate launch`` started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def tell(line: str) -> None:
     """Say one line on stderr; the environment variable that silences progress silences this too."""
     if os.environ.get("UNALIKE_PROGRESS") != "off":

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from unalike.engine import is_first_process
 from unalike.records import as_json
 
 Seed = Annotated[int, Parameter(help="Everything random follows from this number.")]
@@ -24,6 +25,8 @@ def show_settings(settings: Any, *, dry_run: bool, json_out: bool) -> None:
     document = as_json(settings)
     if dry_run and json_out:
         print_json(document)
+        return
+    if not is_first_process():
         return
     text = ", ".join(f"{name}={value}" for name, value in document.items())
     print(f"settings: {text}", file=sys.stdout if dry_run else sys.stderr)

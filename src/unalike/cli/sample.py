@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from unalike.cli.output import Device, DryRun, Json, print_json, show_settings
+from unalike.engine import is_first_process
 from unalike.errors import SettingsError
 from unalike.generators.diffusion.settings import SampleSettings
 from unalike.generators.settings import DrawSettings
@@ -75,8 +75,8 @@ def sample(
         guard_settings=GuardSettings(level=guard_level, patience=guard_patience),
         rejected=rejected,
     )
-    if int(os.environ.get("RANK", "0")):
-        return  # accelerate launch: the first process speaks
+    if not is_first_process():
+        return
     told = folders.read_header(samples, kind="samples").content.get("guard")
     if json:
         print_json({"samples": samples, "count": count, "generator": generator} | ({"guard": told} if told else {}))

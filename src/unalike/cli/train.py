@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from unalike.cli.output import Device, DryRun, Json, Seed, print_json, show_settings
+from unalike.engine import is_first_process
 from unalike.errors import SettingsError
 from unalike.generators.controls.gaussian import GaussianSettings
 from unalike.generators.controls.memorizer import MemorizerSettings
@@ -51,8 +51,8 @@ def _train(
     run = train_generator(
         kind=kind, cohort=cohort, out=out, settings=settings, subjects=subjects, seed=seed, device=device, watch=watch
     )
-    if int(os.environ.get("RANK", "0")):
-        return  # accelerate launch: the first process speaks
+    if not is_first_process():
+        return
     if json:
         print_json({"run": run, "generator": kind, "train_images": images})
     else:

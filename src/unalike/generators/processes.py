@@ -6,22 +6,18 @@ network computes in `compute_in`, alike with and without a launcher.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from unalike import devices
 
 Item = TypeVar("Item")
-
-
-def is_main() -> bool:
-    """Whether this process writes folders: the first one, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 @dataclass(frozen=True)
@@ -58,9 +54,9 @@ class Processes:
         """What the main process says, in all."""
         if self.count == 1:
             return value
-        said = [value]
-        torch.distributed.broadcast_object_list(said, src=0)
-        return said[0]
+        said = torch.tensor([int(value)], device=self.place)
+        torch.distributed.broadcast(said, src=0)
+        return bool(said.item())
 
     def average(self, numbers: torch.Tensor) -> torch.Tensor:
         """Mean over the processes of a tensor that each has."""
@@ -76,7 +72,9 @@ def join_processes(device: str) -> Processes:
     Several processes take a graphics card each. Raises `SettingsError` for an unknown or missing device.
     """
     place = devices.pick_device(device)
-    accelerator = Accelerator(cpu=place.type == "cpu", device_placement=False)
+    # The others wait while the first looks for copies or measures: that may take longer than the usual ten minutes.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+    accelerator = Accelerator(cpu=place.type == "cpu", device_placement=False, kwargs_handlers=[patience])
     if accelerator.num_processes > 1 and place.type == "cuda":
         place = accelerator.device
     return Processes(accelerator, place)
