@@ -29,6 +29,7 @@ _HOMES = {
     "PrepareSettings": "unalike.cohort.settings",
     "UnalikeError": "unalike.errors",
     "WatchSettings": "unalike.runs.settings",
+    "adopt_model": "unalike.runs.adopt",
     "audit_membership": "unalike.audit.membership",
     "audit_samples": "unalike.audit.run",
     "correlate": "unalike.similarity.correlation",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from unalike.records import Estimate as Estimate
     from unalike.report import write_report as write_report
     from unalike.report.inspect import inspect_folder as inspect_folder
+    from unalike.runs.adopt import adopt_model as adopt_model
     from unalike.runs.sample import draw_samples as draw_samples
     from unalike.runs.settings import GuardSettings as GuardSettings
     from unalike.runs.settings import WatchSettings as WatchSettings

@@ -25,7 +25,7 @@ from unalike.records import as_json
 SCHEMA = 2
 UNFINISHED = "unfinished.json"
 LOCK = ".lock"
-HEADERS = {kind: f"{kind}.json" for kind in ("cohort", "run", "samples", "audit", "demo", "membership")}
+HEADERS = {kind: f"{kind}.json" for kind in ("cohort", "run", "samples", "audit", "demo", "membership", "steps")}
 
 IMAGES = "images.zarr"
 RECORDS = "records.parquet"

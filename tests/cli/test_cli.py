@@ -15,6 +15,7 @@ from PIL import Image
 from unalike.cli import build_app, run
 
 COMMANDS = (
+    "adopt",
     "audit",
     "cohort",
     "demo",

@@ -18,6 +18,7 @@ from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict, Toml
 
 from unalike import __version__
+from unalike.cli.adopt import adopt
 from unalike.cli.audit import audit
 from unalike.cli.cohort import cohort
 from unalike.cli.demo import demo
@@ -33,7 +34,7 @@ from unalike.cli.train import train
 from unalike.errors import SettingsError, UnalikeError
 from unalike.generators.diffusion.settings import PRESETS, DiffusionSettings
 
-_COMMANDS = (demo, recipes, prepare, inspect, sample, audit, membership, index, report, phantom)
+_COMMANDS = (demo, recipes, prepare, inspect, adopt, sample, audit, membership, index, report, phantom)
 _EPILOGUE = (
     "With any command: --debug shows where an error came from; --config FILE takes settings from a TOML file "
     "with one table per command ([prepare], [train.diffusion], …), over which flags win."

@@ -45,4 +45,4 @@ def adopt(
     print(f"adopted: {content['parameters']:,} weights, taken as trained on {content['train_images']} images")
     if labels and not content["guidable"]:
         print("its table has no row for no label: leave --guidance at 1")
-    print(f"{run}. Next: unalike sample {run} --count 500 --out …")
+    print(f"{run}. Next: unalike sample {run} --count 128 --out …")

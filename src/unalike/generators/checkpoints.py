@@ -51,24 +51,33 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint, *, identity: str, room: s
     temporary = final.with_suffix(".partial")
     try:
         place.mkdir(exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        clear_halves(place)
         temporary.mkdir()
         save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, temporary / STATE)
         with (temporary / STATE).open("rb") as stream:
             os.fsync(stream.fileno())
         about = {"format": FORMAT, "identity": identity, "step": checkpoint.step, "seconds": checkpoint.seconds}
         folders.write_json(temporary / PROGRESS, about)
-        shutil.rmtree(final, ignore_errors=True)  # one that could not be read, or the same step once more
+        if final.exists():  # one that could not be read, or the same step once more
+            _remove(final)
         temporary.rename(final)
+        # Later ones could not be read, or this training would have gone on from them.
+        found = _found(place)
+        for old in [entry for entry in found if entry > final] + [entry for entry in found if entry <= final][:-keep]:
+            _remove(old)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        clear_halves(place)
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise RunError(
             f"{final} cannot be written ({said}). Earlier checkpoints stay: make room and repeat the command to go on."
         ) from error
-    for old in _found(place)[:-keep]:
-        shutil.rmtree(old)
     return final
+
+
+def clear_halves(place: Path) -> None:
+    """Remove what a killed process left half written or half removed in the folder of checkpoints ``place``."""
+    for left in place.glob("step-*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def load_newest_checkpoint(out: Path, *, identity: str, room: str) -> Checkpoint | None:
@@ -97,6 +106,13 @@ def load_newest_checkpoint(out: Path, *, identity: str, room: str) -> Checkpoint
 
 def _found(place: Path) -> list[Path]:
     return sorted(entry for entry in place.glob("step-*") if entry.suffix != ".partial")
+
+
+def _remove(place: Path) -> None:
+    """Remove a checkpoint so that, killed on the way, no half of one bears its name."""
+    aside = place.with_suffix(".old.partial")
+    place.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def append_log(out: Path, entry: Mapping[str, Any]) -> None:

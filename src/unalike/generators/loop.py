@@ -25,6 +25,7 @@ from unalike.errors import NonFiniteLossError, SettingsError
 from unalike.generators.checkpoints import (
     Checkpoint,
     append_log,
+    clear_halves,
     hold_interrupts,
     load_newest_checkpoint,
     save_checkpoint,
@@ -91,6 +92,8 @@ class Training(Generic[Batch]):
         )
         self.step = 0
         self.seconds = 0.0
+        if processes.main:
+            clear_halves(out / checkpoints)
         kept = load_newest_checkpoint(out, identity=identity, room=checkpoints)
         if kept is not None:
             self.restore(kept)
@@ -142,6 +145,8 @@ class Training(Generic[Batch]):
                 # not have been interrupted, and are not asked.
                 if unseen and self.processes.count == 1:
                     self.note(unseen, time.monotonic() - noted)
+                elif unseen and not torch.stack(unseen).isfinite().all():
+                    raise  # the last good checkpoint stays
                 self.save()
                 raise
         return going
@@ -281,8 +286,9 @@ def using(network: nn.Module, weights: dict[str, torch.Tensor]) -> Iterator[nn.M
         _set(network, weights)
         yield network.train(False)
     finally:
-        _set(network, held)
-        network.train(training)
+        with hold_interrupts():  # a checkpoint may be made of these weights next
+            _set(network, held)
+            network.train(training)
 
 
 @torch.no_grad()

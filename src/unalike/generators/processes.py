@@ -6,7 +6,8 @@ network computes in `compute_in`, alike with and without a launcher.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from unalike import devices
+from unalike.errors import SettingsError
 
 Item = TypeVar("Item")
 
@@ -57,6 +59,28 @@ class Processes:
         said = torch.tensor([int(value)], device=self.place)
         torch.distributed.broadcast(said, src=0)
         return bool(said.item())
+
+    def first(self, work: Callable[[], object]) -> None:
+        """Let the main process do ``work`` while the others wait; where it raises, they end without a word."""
+        done = False
+        try:
+            if self.main:
+                work()
+            done = True
+        finally:
+            going = self.agree(done)
+        if not going:
+            raise SystemExit(1)
+
+    @contextlib.contextmanager
+    def refusing_once(self) -> Iterator[None]:
+        """What all processes refuse alike in the body, a setting, the first one says; the others end without a word."""
+        try:
+            yield
+        except SettingsError as error:
+            if self.main:
+                raise
+            raise SystemExit(error.exit_code) from error
 
     def average(self, numbers: torch.Tensor) -> torch.Tensor:
         """Mean over the processes of a tensor that each has."""

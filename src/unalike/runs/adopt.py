@@ -1,6 +1,6 @@
 """A model trained elsewhere becomes a run, so that it can be sampled, guarded and audited like our own.
 
-It is a folder as diffusers writes it: ``unet/`` and ``scheduler/``, and ``vqvae/`` or ``vae/`` where latents are diffused.
+It is a folder as diffusers writes it: ``unet/`` and ``scheduler/``, and ``vqvae/`` or ``vae/`` if latents are diffused.
 Whoever wrote it is not trusted: code and pickles are never loaded, and networks are first built without memory, so that
 what the weights' headers say is compared before a weight is read. What is written is written anew, setting by setting
 and tensor by tensor (in float32): diffusers notes in its files where a model was loaded from.
@@ -187,7 +187,7 @@ def _build(place: Path, kind: Any) -> Any:
     config = _read_config(path)
     if config.get("_class_name") != kind.__name__:
         named = str(config.get("_class_name"))[:80]
-        raise FolderError(f"{path} describes a {named}; only a {kind.__name__} can be adopted. Give a model with one.")
+        raise FolderError(f"{path} describes a {named}; only {kind.__name__} can be adopted. Give a model with that.")
     with _refused(f"{path} describes no network that diffusers can build"), torch.device("meta"):
         return kind(**_known(kind, config))
 
@@ -229,16 +229,16 @@ def _check_unet(unet: Any, place: Path) -> None:
             )
     if config.out_channels not in (config.in_channels, 2 * config.in_channels):
         raise FolderError(
-            f"{path} has {config.in_channels} channels in and {config.out_channels} out; as many, or twice as many with "
-            "a learned variance, can be adopted. A network that is given more than the noisy image cannot."
+            f"{path} has {config.in_channels} channels in and {config.out_channels} out; as many, or twice as many "
+            "with a learned variance, can be adopted. A network that is given more than the noisy image cannot."
         )
     classes = config.num_class_embeds
     if classes is not None and classes < 1:
         raise FolderError(f"{path} has num_class_embeds = {classes}. Save the model again.")
     height, width = _sample_size(unet, path.parent)
-    with _refused(f"{path} describes a network that cannot draw {height} × {width}"), torch.device("meta"):
-        t = torch.zeros(1, dtype=torch.int64)
-        x_t = torch.empty(1, config.in_channels, height, width)
+    with _refused(f"{path} describes a network that cannot draw {height} × {width}"), torch.no_grad():
+        t = torch.zeros(1, dtype=torch.int64, device="meta")
+        x_t = torch.empty(1, config.in_channels, height, width, device="meta")
         unet(x_t, t, class_labels=None if classes is None else t)
 
 
@@ -262,9 +262,9 @@ def _check_autoencoder(autoencoder: Any, place: Path, unet: Any) -> None:
     if not (_is_number(scale) and scale > 0):
         raise FolderError(f"{path} has scaling_factor = {str(scale)[:40]}. Write there a number above 0.")
     height, width = _sample_size(unet, path.parent.parent / "unet")
-    with _refused(f"{path} describes an autoencoder that cannot decode {height} × {width}"), torch.device("meta"):
+    with _refused(f"{path} describes an autoencoder that cannot decode {height} × {width}"), torch.no_grad():
         factor = 2 ** (len(config.block_out_channels) - 1)
-        x = torch.empty(1, config.in_channels, height * factor, width * factor)
+        x = torch.empty(1, config.in_channels, height * factor, width * factor, device="meta")
         z = autoencoder.encode(x).latent_dist.mean
         if z.shape[2:] != (height, width) or autoencoder.decode(z).sample.shape != x.shape:
             raise ValueError("images and latents are of other sizes")
@@ -343,12 +343,12 @@ def _with_levels_of(source: Any, common: Mapping[str, Any]) -> DDPMScheduler:
         names = ("beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
         named = {name: config[name] for name in names if config.get(name) is not None}
     try:
-        scheduler = DDPMScheduler(levels, **named, **common)
+        scheduler = DDPMScheduler(num_train_timesteps=levels, **named, **common)
         same = torch.equal(scheduler.betas, betas)
-    except REFUSALS + (NotImplementedError,):  # a schedule that it does not know by name
+    except REFUSALS:  # a schedule that it does not know by name
         same = False
     if not same:
-        scheduler = DDPMScheduler(levels, trained_betas=betas.tolist(), **common)
+        scheduler = DDPMScheduler(num_train_timesteps=levels, trained_betas=betas.tolist(), **common)
     # With zero terminal SNR, some write 2⁻²⁴ for the last ᾱ instead of 0.
     if not torch.allclose(scheduler.alphas_cumprod, source.alphas_cumprod.float(), rtol=1e-4, atol=1e-6):
         raise ValueError("they are shifted")
@@ -409,7 +409,7 @@ def _read_weights(network: Any, place: Path) -> dict[str, torch.Tensor]:
     files = _weight_files(place)
     wanted = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
     try:
-        found = {}
+        found: dict[str, tuple[Any, str]] = {}
         for file in files:
             with safe_open(file, framework="pt") as stream:
                 parts = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118 - no mapping

@@ -100,6 +100,10 @@ def _read(place: Path, channels: tuple[str, ...], size: tuple[int, int], content
         )
     if kind == "samples":
         opened = open_images(place, kind="samples")
+        if opened.header.content.get("holds_training_images"):
+            raise InputError(
+                f"{place} holds copies of training images, which must not become samples. Give other samples."
+            )
         if opened.channels != channels:
             raise InputError(f"{place} has channels {', '.join(opened.channels)}, the run has {', '.join(channels)}.")
         images = opened.read(np.arange(len(opened)))
@@ -121,9 +125,7 @@ def _read(place: Path, channels: tuple[str, ...], size: tuple[int, int], content
 def _pictures(place: Path) -> list[Path]:
     if not place.is_dir():
         raise InputError(f"{place} does not exist or is no folder. Give a samples folder or a folder of pictures.")
-    files = sorted(
-        file for file in place.iterdir() if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-    )
+    files = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
         raise InputError(
             f"{place} holds no pictures (PNG, JPEG or TIFF). Give a samples folder or a folder of pictures."

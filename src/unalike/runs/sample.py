@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from unalike.runs.settings import GuardSettings
 
 if TYPE_CHECKING:
     from unalike.generators.processes import Processes
-    from unalike.runs.guard import Guard
+    from unalike.runs.guard import Guard, Tally
 
 PARTS = "parts"
 
@@ -65,33 +66,38 @@ def draw_samples(
     family = find_family(str(content["generator"]))
     settings = resolve_settings(family.draw_settings, settings)
     _check(count, first_seed, given, guard, rejected, family, str(content["generator"]))
+    if rejected is not None and Path(rejected).resolve() == out.resolve():
+        raise SettingsError(f"--rejected {rejected} is --out as well. Give the rejected samples a folder of their own.")
     if folders.digest_tree(run / folders.MODEL) != content["model_digest"]:
         raise FolderError(f"{run / folders.MODEL} is not the model that {header.path.name} describes. Train it again.")
     extra, named = _open_given(given, content, count)
-    sampler = family.open(run, content=content, settings=settings, device=device, **extra)
     digest = folders.digest_of(run, kind="run")
     guarding = guard_settings or GuardSettings()
     identity = {"run": digest, "count": count, "first_seed": first_seed, "settings": asdict(settings), "given": named}
     if guard is not None:
-        identity |= {"guard": folders.digest_of(Path(guard), kind="cohort"), "guard_settings": asdict(guarding)}
+        identity |= {"guard": open_run_cohort(Path(guard), header).digest, "guard_settings": asdict(guarding)}
     # A guard asks batch after batch: one larger than what is wanted would be drawn for nothing.
     batch_size = settings.batch_size if guard is None else min(settings.batch_size, count)
-    work = Drawing(out, sampler, header, batch_size, first_seed, count)
     with _processes(family, device) as processes:
         main = processes is None or processes.main
-        if main:
+        # Of several processes each has a graphics card of its own.
+        place = device if processes is None else str(processes.place)
+        sampler = family.open(run, content=content, settings=settings, device=place, **extra)
+        work = Drawing(out, sampler, header, batch_size, first_seed, count)
+        opened: list[Guard] = []
+
+        def begin() -> None:
             folders.begin_folder(out, kind="samples", settings=identity, resumable=True)
-        if processes is not None:
-            processes.wait()
+            if guard is not None:
+                opened.append(_open_guard(Path(guard), out, header, guarding))
+
+        _first(processes, begin)
         turned_away: list[int] = []
         about_guard: dict[str, Any] = {}
         if guard is None:
             seeds = work.draw_all(processes)
         else:
-            from unalike.runs.guard import open_guard
-
-            opened = open_guard(Path(guard), header=header, settings=guarding) if main else None
-            seeds, turned_away, about_guard = work.draw_guarded(opened, guarding, processes)
+            seeds, turned_away, about_guard = work.draw_guarded(opened[0] if main else None, guarding, processes)
         if not main:
             return out
     about = {name: content[name] for name in ("generator", "subjects", "subject_seed", "holds_training_images")}
@@ -102,9 +108,9 @@ def draw_samples(
         "seed": first_seed,
         "inputs": {"run": digest, "cohort": header.inputs["cohort"]},
     }
+    written = work.assemble(out, seeds)
     if rejected is not None:
         _write_rejected(Path(rejected), work, turned_away, identity, about, shared)
-    written = work.assemble(out, seeds)
     if guard is not None:
         folders.write_json(out / folders.REJECTED, about_guard["rejections"])
         about |= {"guard": about_guard["summary"]}
@@ -141,6 +147,17 @@ def _open_given(given: GivenSettings | None, content: Any, count: int) -> tuple[
     return {"given": found}, named
 
 
+def _open_guard(cohort: Path, out: Path, header: Header, settings: GuardSettings) -> Guard:
+    """The guard; where it is refused and nothing was drawn yet, ``out`` is free for a corrected command."""
+    from unalike.runs.guard import open_guard
+
+    try:
+        return open_guard(cohort, header=header, settings=settings)
+    except InputError:
+        folders.give_up_folder(out)
+        raise
+
+
 @contextlib.contextmanager
 def _processes(family: Family, device: str) -> Iterator[Processes | None]:
     """The processes that share the work; None where there is only one."""
@@ -149,7 +166,17 @@ def _processes(family: Family, device: str) -> Iterator[Processes | None]:
         return
     from unalike.generators.processes import join_processes
 
-    yield join_processes(device)
+    processes = join_processes(device)
+    with processes.refusing_once():
+        yield processes
+
+
+def _first(processes: Processes | None, work: Callable[[], object]) -> None:
+    """Do ``work`` in the first process; the others wait for it."""
+    if processes is None:
+        work()
+    else:
+        processes.first(work)
 
 
 @dataclass(frozen=True)
@@ -199,19 +226,23 @@ class Drawing:
                 self.draw_part(mine)
                 if processes is not None:
                     processes.wait()
-                if guard is not None:
-                    before = len(tally.kept)
-                    for step in range(workers):
-                        seeds = self.batch(number + step)
-                        tally.add(seeds, guard.look(self.read_part(seeds)))
-                    progress.advance(len(tally.kept) - before, f"{len(tally.rejections)} rejected")
-                    tally.give_up_in_time()
+                _first(processes, partial(self._judge, guard, tally, range(number, number + workers), progress))
                 number += workers
                 if tally.done if processes is None else processes.agree(tally.done):
                     break
         if guard is None:
             return [], [], {}
         return tally.kept, [entry["seed"] for entry in tally.rejections], tally.about(guard)
+
+    def _judge(self, guard: Guard | None, tally: Tally, numbers: Sequence[int], progress: Progress) -> None:
+        """Ask the guard about these batches, in order."""
+        assert guard is not None  # noqa: S101 - the process that judges opened it
+        before = len(tally.kept)
+        for number in numbers:
+            seeds = self.batch(number)
+            tally.add(seeds, guard.look(self.read_part(seeds)))
+        progress.advance(len(tally.kept) - before, f"{len(tally.rejections)} rejected")
+        tally.give_up_in_time()
 
     def _progress(self, total: int, processes: Processes | None) -> contextlib.AbstractContextManager[Progress]:
         if processes is not None and not processes.main:

@@ -6,16 +6,19 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unalike import folders
 from unalike.cohort.store import open_images
-from unalike.errors import InputError, SettingsError
+from unalike.errors import InputError, RunError, SettingsError
 from unalike.generators.data import TrainImages, open_train_images
 from unalike.generators.settings import resolve_settings
 from unalike.records import as_json
 from unalike.runs.families import Family, check_seed, find_family
 from unalike.runs.settings import WatchSettings
+
+if TYPE_CHECKING:
+    from unalike.generators.processes import Processes
 
 
 def train_generator(
@@ -40,7 +43,7 @@ def train_generator(
 
     Raises `SettingsError` for an unknown kind or setting, too many subjects, or images that do not fit;
     `FolderError` if the cohort is no cohort or ``out`` is taken; `NonFiniteLossError` if training diverges, and
-    `RunError` if a checkpoint cannot be written or nothing is within the budget of copies.
+    `RunError` if the run cannot be written or nothing is within the budget of copies.
     """
     out = Path(out)
     family = find_family(kind)
@@ -98,6 +101,8 @@ def _train(
     if not family.network:
         with _begun(out, identity):
             return family.train(images, out=out, settings=settings, seed=seed, device=device), True
+    from safetensors import SafetensorError
+
     from unalike.generators.processes import join_processes
     from unalike.runs.watch import LiveWatcher
 
@@ -105,23 +110,32 @@ def _train(
     watcher = None if watch is None else LiveWatcher(images, out=out, settings=watch, seed=seed, place=processes.place)
     name = hashlib.sha256(json.dumps(as_json(identity), sort_keys=True).encode()).hexdigest()
     extra = {"processes": processes, "identity": name, "watcher": watcher}
-    if not processes.main:
-        processes.wait()  # until the first one has begun the folder
-        return family.train(images, out=out, settings=settings, seed=seed, **extra), False
-    with _begun(out, identity):
-        processes.wait()
-        return family.train(images, out=out, settings=settings, seed=seed, **extra), True
+    with processes.refusing_once(), _begun(out, identity, processes):
+        try:
+            return family.train(images, out=out, settings=settings, seed=seed, **extra), processes.main
+        except (OSError, SafetensorError) as error:  # checkpoints say it themselves; this is the model, or the log
+            raise RunError(
+                f"training into {out} ended at the disk ({error}). Checkpoints stay: check room and permissions there "
+                "and repeat the command to go on."
+            ) from error
 
 
 class _begun:  # noqa: N801 - a context manager that reads like a word
-    """The run folder, begun or resumed; given up again if the very beginning is refused."""
+    """The run folder, begun or resumed by the first process; given up again if the very beginning is refused."""
 
-    def __init__(self, out: Path, identity: dict[str, Any]) -> None:
-        self.out, self.identity = out, identity
+    def __init__(self, out: Path, identity: dict[str, Any], processes: Processes | None = None) -> None:
+        self.out, self.identity, self.processes = out, identity, processes
+        self.fresh = False
 
     def __enter__(self) -> None:
-        self.resumed = folders.begin_folder(self.out, kind="run", settings=self.identity, resumable=True)
+        if self.processes is None:
+            self._begin()
+        else:
+            self.processes.first(self._begin)
+
+    def _begin(self) -> None:
+        self.fresh = not folders.begin_folder(self.out, kind="run", settings=self.identity, resumable=True)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, InputError) and not self.resumed:
+        if isinstance(error, InputError) and self.fresh:
             folders.give_up_folder(self.out)

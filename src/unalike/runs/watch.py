@@ -23,7 +23,7 @@ from unalike import folders
 from unalike.audit.index import CopyIndex
 from unalike.engine import show_progress, tell
 from unalike.errors import SettingsError
-from unalike.fidelity.features import AutoencoderFeatures, embed_cached, open_cohort_features
+from unalike.fidelity.features import CohortFeatures, embed_cached, open_cohort_features
 from unalike.fidelity.frechet import frechet_distance
 from unalike.generators.data import TrainImages
 from unalike.generators.watching import Draw, Glance
@@ -51,8 +51,14 @@ class LiveWatcher:
     lines: dict[int, dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Read what was seen before an interruption."""
+        """Read what was seen before an interruption.
+
+        Raises `SettingsError` if the training sees all subjects of the cohort: nothing could be told from anything.
+        """
         self.every, self.steps, self.strict = self.settings.every, self.settings.steps, self.settings.stop
+        cohort = self.images.cohort
+        if not len(cohort.rows("holdout")) and len(cohort.rows("train")) == len(self.images):
+            raise self._nobody()  # not only at the first look
         self.lines = read_watch(self.out)
 
     @property
@@ -77,15 +83,18 @@ class LiveWatcher:
         """
         smallest = self.index.smallest_p
         if smallest > 0.5:
-            raise SettingsError(
-                f"{self.images.cohort.path} has no holdout subjects to watch for copies. Prepare it with --holdout."
-            )
+            raise self._nobody()
         if smallest > self.settings.level:
             tell(f"{round(1 / smallest) - 1} holdout subjects: copies are watched for at level {smallest:.3g}.")
         return max(self.settings.level, smallest)
 
+    def _nobody(self) -> SettingsError:
+        return SettingsError(
+            f"{self.images.cohort.path} has no holdout subjects to watch for copies with. Prepare it with --holdout."
+        )
+
     @cached_property
-    def features(self) -> AutoencoderFeatures:
+    def features(self) -> CohortFeatures:
         """The cohort's own features, the same for all runs on it."""
         cohort = self.images.cohort
         side = min(LARGEST_SIDE, max(2**HALVINGS, max(cohort.size) // 2**HALVINGS * 2**HALVINGS))
@@ -169,11 +178,11 @@ def read_watch(out: Path) -> dict[int, dict[str, Any]]:
     lines: dict[int, dict[str, Any]] = {}
     place = out / folders.WATCH
     if place.is_file():
-        for text in place.read_text(encoding="utf-8").splitlines():
+        for text in place.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(text)
                 lines[int(entry["step"])] = {key: np.nan if value is None else value for key, value in entry.items()}
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue
     return dict(sorted(lines.items()))
 

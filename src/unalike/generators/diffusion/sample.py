@@ -57,8 +57,11 @@ class DiffusionSampler:
         *,
         given: Given | None = None,
         label_counts: Mapping[str, int] | None = None,
+        guidable: bool = True,
     ) -> None:
         """``label_counts`` are those of the training images; samples of no given label are drawn in proportion.
+
+        ``guidable``: the network was also trained without labels, which guidance needs.
 
         Raises `SettingsError` if the settings do not fit the model: steps, sampler, label, attributes, given images.
         """
@@ -69,6 +72,10 @@ class DiffusionSampler:
         self.shares = np.array([(label_counts or {})[label] for label in self.labels], dtype=np.float64)
         make_scheduler(settings.sampler, model.scheduler, settings.steps)  # says what does not fit
         ask(model.conditions, count=1, label=settings.label, attributes=self.attributes)
+        if settings.guidance != 1 and not guidable:
+            raise SettingsError(
+                f"guidance = {settings.guidance}: this network was never trained without labels. Leave it at 1."
+            )
         self._check()
 
     def _check(self) -> None:
@@ -84,6 +91,15 @@ class DiffusionSampler:
                 "this run draws images for masks: give --masks FOLDER."
                 if conditions.mask
                 else "--masks: this run was not trained with --condition mask. Leave it out."
+            )
+        partly = given.images is not None and given.keep is None
+        if partly and settings.strength == 1:
+            raise SettingsError(
+                "--images without --strength, --box or --redraw: nothing of them would be left. Give one of these."
+            )
+        if settings.strength != 1 and not partly:
+            raise SettingsError(
+                f"strength = {settings.strength} is for --images that are changed as a whole. Leave it out."
             )
         if given.ends is None:
             return
@@ -222,4 +238,10 @@ def open_diffusion(
         precision=settings.precision,
         decay=settings.ema_decay or None,
     )
-    return DiffusionSampler(model, settings, given=given, label_counts=content.get("label_counts"))
+    return DiffusionSampler(
+        model,
+        settings,
+        given=given,
+        label_counts=content.get("label_counts"),
+        guidable=content.get("guidable", True),
+    )

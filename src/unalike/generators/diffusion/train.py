@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 
 from unalike import folders
 from unalike.engine import tell
+from unalike.errors import SettingsError
 from unalike.generators.data import TrainImages
 from unalike.generators.diffusion.augment import Changes, apply_changes, draw_changes
 from unalike.generators.diffusion.autoencoder import LatentCodec, latent_size, train_autoencoder
@@ -29,7 +30,7 @@ from unalike.generators.diffusion.network import (
     resolve_precision,
 )
 from unalike.generators.diffusion.noise import add_noise, build_scheduler, diffusion_loss
-from unalike.generators.diffusion.sample import DiffusionSampler
+from unalike.generators.diffusion.sample import DiffusionSampler, Given
 from unalike.generators.diffusion.settings import DiffusionSettings, SampleSettings
 from unalike.generators.loop import Training, batch_positions
 from unalike.generators.processes import Processes
@@ -37,7 +38,7 @@ from unalike.generators.watching import Draw, Watcher, train_watched
 from unalike.records import MASK
 from unalike.seeds import generator_for, seed_for
 
-AT_ONCE = 256  # images encoded at once
+AT_ONCE = 256  # images encoded at once, or whose masks are used
 
 
 def train_diffusion(
@@ -117,6 +118,7 @@ def train_diffusion(
         "ema_decays": list(settings.ema_decays),
         "conditions": conditions.to_content(),
         "label_counts": count_labels(images, conditions),
+        "guidable": settings.condition_dropout > 0,
         "holds_training_images": False,
         **about_codec,
         **chosen,
@@ -137,13 +139,35 @@ def scheduler_of(settings: DiffusionSettings) -> Any:
 def conditions_of(images: TrainImages, settings: DiffusionSettings) -> Conditions:
     """What the network can be asked for, from the records of the training images."""
     plain = [name for name in settings.condition if name not in (LABEL, MASK)]
-    return find_conditions(
+    attributes = images.attributes() if plain else []
+    conditions = find_conditions(
         settings.condition,
         labels=images.cohort.column("label")[images.rows].tolist(),
-        attributes=images.attributes() if plain else [],
+        attributes=attributes,
         mask=MASK in images.scale.channels and len(images.scale.channels) > 1,
         augment=settings.augment > 0,
     )
+    refuse_single_patients(conditions, attributes, images.cohort.column("subject")[images.rows].tolist())
+    return conditions
+
+
+def refuse_single_patients(
+    conditions: Conditions, attributes: Sequence[Mapping[str, str]], subjects: Sequence[str]
+) -> None:
+    """Raise `SettingsError` if a value that samples could be asked for is one subject's alone.
+
+    ``attributes`` and ``subjects`` are those of the training images, an entry each. Whoever asked for such a value (a
+    name, a rare site) would ask for that patient. Numbers are left: they are asked for on a scale all patients share.
+    """
+    for attribute in conditions.attributes:
+        for value in attribute.values:
+            pairs = zip(subjects, attributes, strict=True)
+            owners = {subject for subject, entry in pairs if entry.get(attribute.name) == value}
+            if len(owners) == 1:
+                raise SettingsError(
+                    f"value '{value}' of attribute '{attribute.name}' belongs to one patient: asking for it would be "
+                    "asking for that patient. Merge rare values in the cohort, or leave the attribute out."
+                )
 
 
 def count_labels(images: TrainImages, conditions: Conditions) -> dict[str, int]:
@@ -258,7 +282,16 @@ class DiffusionTask:
     def open_draw(self, steps: int) -> Draw:
         """Draws from the network as it is, in so many steps."""
         counts = count_labels(self.images, self.conditions)
-        return DiffusionSampler(self.model, SampleSettings(steps=steps, sampler="dpm++"), label_counts=counts).draw
+        settings = SampleSettings(steps=steps, sampler="dpm++")
+        return DiffusionSampler(self.model, settings, given=self._masks(), label_counts=counts).draw
+
+    def _masks(self) -> Given | None:
+        """Masks of training images, for a network that draws nothing without one; at most `AT_ONCE`."""
+        if not self.conditions.mask:
+            return None
+        positions = np.unique(np.linspace(0, len(self.images) - 1, AT_ONCE).astype(np.int64))
+        place = self.images.scale.channels.index(MASK)
+        return Given(masks=self.images.read(positions)[:, place : place + 1])
 
     @property
     def model(self) -> DiffusionModel:
