@@ -40,6 +40,7 @@ benchmarks: $(VENV)/installed-dev  ## measure speed and memory against others
 	$(BIN)/python benchmarks/read_volumes.py
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/audit_calibration.py
+	$(BIN)/python benchmarks/diffusion.py
 
 clean:  ## remove the environment and what the demo made
 	rm -rf $(VENV) demo

@@ -11,7 +11,8 @@ weight averages, log and progress, but no checkpoint. "Bare loop" trains the sam
 same precision, with clipped gradients, on one batch that lies ready, and keeps no averages. Memory is the largest
 resident set of a fresh process.
 
-The work of layers is that of torch's profiler: processor time of each operation itself, forward and backward.
+The work of layers is that of torch's profiler: time of each operation itself, forward and backward. It counts time
+that other programs took, too: use a quiet machine.
 """
 
 from __future__ import annotations
@@ -255,8 +256,8 @@ def measure_precision(network: Network, *, turns: int, updates: int) -> dict[str
     return {"turns": take_turns(contenders, turns), "profiles": profiles}
 
 
-def profile_layers(network: Network, *, precision: str, updates: int = 3) -> dict[str, float]:
-    """Processor time of each kind of operation in an update, without weight averages (seconds)."""
+def profile_layers(network: Network, *, precision: str, updates: int = 5) -> dict[str, float]:
+    """Seconds of each kind of operation in an update without weight averages: the least of some updates."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -272,15 +273,17 @@ def profile_layers(network: Network, *, precision: str, updates: int = 3) -> dic
 
     for _ in range(WARM_UP):
         update()
-    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
-        for _ in range(updates):
+    least = dict.fromkeys([*KINDS, "rest"], float("inf"))
+    for _ in range(updates):
+        told = dict.fromkeys(least, 0.0)
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
             update()
-    told = dict.fromkeys([*KINDS, "rest"], 0.0)
-    for event in seen.key_averages():
-        name = event.key.lower()
-        kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "rest")
-        told[kind] += event.self_cpu_time_total / 1e6 / updates
-    return told
+        for event in seen.key_averages():
+            name = event.key.lower()
+            kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "rest")
+            told[kind] += event.self_cpu_time_total / 1e6
+        least = {kind: min(seconds, told[kind]) for kind, seconds in least.items()}
+    return least
 
 
 def measure_sampling(network: Network, *, turns: int, steps: int) -> dict[str, Any]:

@@ -109,3 +109,16 @@ def test_undefined_numbers_are_null_in_json() -> None:
     assert document["e"]["value"] is None
     assert document["e"]["high"] is None
     assert str(estimate_from_json(document["e"])) == "undefined"
+
+
+def test_a_folder_that_was_not_yet_marked_is_free(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / folders.LOCK).touch()
+    (out / "unfinished.json.partial").write_text("{")
+    assert not folders.begin_folder(out, kind="run", settings={})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "unfinished.json.partial").touch()
+    (tmp_path / "other" / "mine.txt").touch()
+    with pytest.raises(FolderError, match="not empty"):
+        folders.begin_folder(tmp_path / "other", kind="run", settings={})

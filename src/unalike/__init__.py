@@ -32,6 +32,7 @@ _HOMES = {
     "adopt_model": "unalike.runs.adopt",
     "audit_membership": "unalike.audit.membership",
     "audit_samples": "unalike.audit.run",
+    "compare_steps": "unalike.study.steps",
     "correlate": "unalike.similarity.correlation",
     "draw_samples": "unalike.runs.sample",
     "find_matches": "unalike.similarity.correlation",
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from unalike.similarity.correlation import find_matches as find_matches
     from unalike.study.demo import run_demo as run_demo
     from unalike.study.settings import DemoSettings as DemoSettings
+    from unalike.study.steps import compare_steps as compare_steps
 
 
 def __getattr__(name: str) -> Any:

@@ -124,7 +124,9 @@ def begin_folder(out: Path, *, kind: str, settings: Mapping[str, Any], resumable
     try:
         if out.exists() and not out.is_dir():
             raise FolderError(f"{out} is a file, not a folder. Choose another --out.")
-        if out.is_dir() and any(out.iterdir()):
+        # A process that was killed before it had marked the folder leaves no more than these two.
+        begun = {LOCK, f"{UNFINISHED}.partial"}
+        if out.is_dir() and any(entry.name not in begun for entry in out.iterdir()):
             marker = out / UNFINISHED
             if not marker.is_file():
                 raise FolderError(f"{out} exists already and is not empty. Choose another --out or remove it.")

@@ -27,6 +27,7 @@ COMMANDS = (
     "recipes",
     "report",
     "sample",
+    "steps",
     "train",
 )
 

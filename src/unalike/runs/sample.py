@@ -16,7 +16,7 @@ import numpy as np
 from unalike import folders
 from unalike.cohort.store import ImageWriter, open_images
 from unalike.engine import Progress, show_progress
-from unalike.errors import FolderError, InputError, SettingsError
+from unalike.errors import FolderError, InputError, RunError, SettingsError
 from unalike.folders import Header
 from unalike.generators.data import PixelScale
 from unalike.generators.settings import resolve_settings
@@ -242,7 +242,12 @@ class Drawing:
             seeds = self.batch(number)
             tally.add(seeds, guard.look(self.read_part(seeds)))
         progress.advance(len(tally.kept) - before, f"{len(tally.rejections)} rejected")
-        tally.give_up_in_time()
+        try:
+            tally.give_up_in_time()
+        except RunError:
+            # What was drawn shows patients, and nobody asked to keep it.
+            folders.give_up_folder(self.out, nothing_made=lambda: True)
+            raise
 
     def _progress(self, total: int, processes: Processes | None) -> contextlib.AbstractContextManager[Progress]:
         if processes is not None and not processes.main:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from unalike import folders
+from unalike.audit.changes import change_images
 from unalike.audit.index import CopyIndex
 from unalike.engine import show_progress, tell
 from unalike.errors import SettingsError
@@ -27,7 +28,7 @@ from unalike.fidelity.features import CohortFeatures, embed_cached, open_cohort_
 from unalike.fidelity.frechet import frechet_distance
 from unalike.generators.data import TrainImages
 from unalike.generators.watching import Draw, Glance
-from unalike.records import FloatArray, IntArray, Pixels
+from unalike.records import Estimate, FloatArray, IntArray, Pixels
 from unalike.runs.figure import draw_watch
 from unalike.runs.settings import WatchSettings
 from unalike.seeds import generator_for, seed_for
@@ -37,6 +38,9 @@ from unalike.stats.intervals import estimate_share
 
 LARGEST_SIDE = 64  # pixels a side that the features see
 FEATURE_STEPS = 400
+PLANTED = 64  # copies planted once, to see what a look would notice
+PLANTED_CHANGE = "noise, sd 15 of 255"
+LEAST_POWER = 0.5
 
 
 @dataclass
@@ -113,12 +117,34 @@ class LiveWatcher:
         )
         return train, frechet_distance(holdout, train) if len(holdout) > 1 else float("nan")
 
+    @cached_property
+    def power(self) -> Estimate:
+        """Share of planted copies, training images with slight noise, that a look would flag.
+
+        Raises `SettingsError` if fewer than half are and the training is to stop on memorization: it would not. With a
+        handful of subjects that is so, as none of them stands out from the others.
+        """
+        rows = np.sort(generator_for(0, "watch power").permutation(self.index.train)[:PLANTED])
+        planted = change_images(self.images.cohort.read(rows), PLANTED_CHANGE, 0)
+        found = estimate_share(int(self.index.query(planted, level=self.level).flagged.sum()), len(rows))
+        if found.value < LEAST_POWER:
+            told = f"of copies with slight noise of these training images only {found.value:.0%} would be noticed"
+            if self.settings.stop:
+                raise SettingsError(f"--stop-on-memorization: {told}. Train on more subjects, or leave it out.")
+            tell(f"Watching is nearly blind here: {told}.")
+        return found
+
     def look(self, draw: Draw, *, step: int) -> Glance:
         """Draw, judge, and compare with the looks before."""
         first = seed_for(self.seed, "watch") % 2**40
         samples = draw(range(first, first + self.settings.samples))
         line = self.judge(samples) | {"step": step}
-        others = [entry for entry in self.lines.values() if entry["within_budget"] and entry["step"] != step]
+        others = [
+            entry
+            for entry in self.lines.values()
+            # Distances of other features, of a version before an interruption, are no comparison.
+            if entry["within_budget"] and entry["step"] != step and entry.get("features") == line["features"]
+        ]
         best = line["within_budget"] and all(line["frechet_train"] < entry["frechet_train"] for entry in others)
         return Glance(line | {"best": best}, best=best, stop=self.settings.stop and not line["within_budget"])
 
@@ -133,6 +159,8 @@ class LiveWatcher:
         return {
             "samples": len(samples),
             "level": self.level,
+            "power": self.power.value,
+            "features": self.features.digest[:8],
             "flagged": flagged,
             "flagged_share": share.value,
             "flagged_low": share.low,
