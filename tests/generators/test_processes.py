@@ -32,8 +32,6 @@ if __name__ != "__main__":
 PATIENCE = 60  # seconds until a command counts as hanging
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
-BEGUN = 0
-
 TINY = {
     "--device": "cpu",
     "--base-channels": "16",
@@ -323,7 +321,7 @@ def test_killed_before_its_nth_file_operation_it_resumes_and_ends_equal(
     settings = {"steps": 7, "base_channels": 8, "keep": 1}
     _succeed(server.run(*_train(cohort, tmp_path / "whole", **settings)))
     run = tmp_path / "run"
-    newest, killed, n = 0, 0, BEGUN
+    newest, killed, n = 0, 0, 0
     # Each time one later: every operation of resuming, checkpoint, model and header has its turn. Seven updates, as
     # an operation after the renaming of a checkpoint is reached only with the next one.
     while not (run / "run.json").exists() or (run / "unfinished.json").exists():
@@ -334,7 +332,7 @@ def test_killed_before_its_nth_file_operation_it_resumes_and_ends_equal(
         now = _assert_whole(run) if (run / "checkpoints").exists() else 0
         assert now >= newest
         if now > newest == settings["steps"] - 1:
-            n = BEGUN  # all over again for what follows the last checkpoint
+            n = 0  # all over again for what follows the last checkpoint
         newest = now
     assert killed > 20
     _assert_same_run(run, tmp_path / "whole")
@@ -403,6 +401,17 @@ def test_two_processes_make_the_updates_of_one(whole: Path, shared: Path) -> Non
     assert folders.read_header(shared, kind="run").content["processes"] == 2
     assert len(_losses(shared)) == 6
     _assert_close_run(shared, whole)
+
+
+def test_the_launcher_itself_starts_two(whole: Path, cohort: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", str(_free_port()), "-m", "unalike"]
+    order = [*launch, *map(str, _train(cohort, tmp_path / "run"))]
+    finished = subprocess.run(order, check=False, capture_output=True, timeout=4 * PATIENCE)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert folders.read_header(tmp_path / "run", kind="run").content["processes"] == 2
+    _assert_close_run(tmp_path / "run", whole)
 
 
 def test_two_processes_with_parts_conditions_and_changes_do_too(server: Server, cohort: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class FourPixels:
 
 @pytest.fixture
 def four_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "open_cohort_features", lambda cohort, **_: FourPixels())
+    monkeypatch.setattr(steps, "open_own_features", lambda cohort, **_: FourPixels())
     monkeypatch.setattr(steps, "frechet_estimate", partial(frechet_estimate, resamples=20))
 
 
@@ -289,7 +289,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], said: str
 ) -> None:
     drawn = count_draws(monkeypatch)
-    monkeypatch.setattr(steps, "open_cohort_features", lambda *_, **__: pytest.fail("features are learned"))
+    monkeypatch.setattr(steps, "open_own_features", lambda *_, **__: pytest.fail("features are learned"))
     with pytest.raises(SettingsError, match=said):
         compare_steps(run=world.run, against=world.cohort, out=tmp_path / "s", **(FEW | wrong))
     assert drawn == []

@@ -91,7 +91,7 @@ def diffusion(
 ) -> None:
     """Train a denoising diffusion model (Ho et al. 2020) with as many channels as the cohort has.
 
-    Several processes, on one machine or more: accelerate launch -m unalike train diffusion …
+    Several processes, on one machine or more: accelerate launch --multi_gpu -m unalike train diffusion …
 
     Parameters
     ----------

@@ -43,11 +43,11 @@ from safetensors.numpy import save
 
 from unalike import folders
 from unalike.cohort.store import ImageFolder, iterate_blocks
-from unalike.engine import Progress
+from unalike.engine import Progress, show_progress
 from unalike.errors import InputError, PictureError
 from unalike.records import MASK, FloatArray, IntArray, Pixels, TextArray
 from unalike.similarity.embedding.network import shrink
-from unalike.similarity.embedding.settings import EmbeddingSettings
+from unalike.similarity.embedding.settings import HALVINGS, EmbeddingSettings
 from unalike.similarity.embedding.space import Embedding
 from unalike.similarity.embedding.train import cached_embedding
 
@@ -256,6 +256,20 @@ def open_cohort_features(
         progress=progress,
     )
     return _find_scales(CohortFeatures(AutoencoderFeatures(space), cohort.size), cohort, wanted)
+
+
+def open_own_features(cohort: ImageFolder, *, device: torch.device) -> CohortFeatures:
+    """The features of all train images of a cohort, the same for every run on it: `open_cohort_features` with progress.
+
+    The autoencoder sees images of at most 64 pixels a side, smaller ones at about their own size. Raises what
+    `open_cohort_features` raises.
+    """
+    unit = 2**HALVINGS
+    side = min(SETTINGS.side, max(unit, max(cohort.size) // unit * unit))
+    with show_progress("learn features for the Fréchet distance", total=SETTINGS.steps, unit="steps") as progress:
+        return open_cohort_features(
+            cohort, rows=cohort.rows("train"), seed=0, device=device, side=side, progress=progress
+        )
 
 
 def _find_scales(plain: CohortFeatures, cohort: ImageFolder, rows: IntArray) -> CohortFeatures:

@@ -22,9 +22,9 @@ import torch
 from unalike import folders
 from unalike.audit.changes import change_images
 from unalike.audit.index import CopyIndex
-from unalike.engine import show_progress, tell
+from unalike.engine import tell
 from unalike.errors import SettingsError
-from unalike.fidelity.features import CohortFeatures, embed_cached, open_cohort_features
+from unalike.fidelity.features import CohortFeatures, embed_cached, open_own_features
 from unalike.fidelity.frechet import frechet_distance
 from unalike.generators.data import TrainImages
 from unalike.generators.watching import Draw, Glance
@@ -32,12 +32,9 @@ from unalike.records import Estimate, FloatArray, IntArray, Pixels
 from unalike.runs.figure import draw_watch
 from unalike.runs.settings import WatchSettings
 from unalike.seeds import generator_for, seed_for
-from unalike.similarity.embedding.settings import HALVINGS
 from unalike.similarity.stored import find_stored
 from unalike.stats.intervals import estimate_share
 
-LARGEST_SIDE = 64  # pixels a side that the features see
-FEATURE_STEPS = 400
 PLANTED = 64  # copies planted once, to see what a look would notice
 PLANTED_CHANGE = "noise, sd 15 of 255"
 LEAST_POWER = 0.5
@@ -100,12 +97,7 @@ class LiveWatcher:
     @cached_property
     def features(self) -> CohortFeatures:
         """The cohort's own features, the same for all runs on it."""
-        cohort = self.images.cohort
-        side = min(LARGEST_SIDE, max(2**HALVINGS, max(cohort.size) // 2**HALVINGS * 2**HALVINGS))
-        with show_progress("learn features for the Fréchet distance", total=FEATURE_STEPS, unit="steps") as progress:
-            return open_cohort_features(
-                cohort, rows=cohort.rows("train"), seed=0, device=self.place, side=side, progress=progress
-            )
+        return open_own_features(self.images.cohort, device=self.place)
 
     @cached_property
     def real(self) -> tuple[FloatArray, float]:

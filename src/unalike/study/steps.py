@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -30,7 +29,7 @@ from unalike import folders
 from unalike.cohort.store import ImageFolder
 from unalike.engine import Progress, show_progress
 from unalike.errors import FolderError, SettingsError
-from unalike.fidelity.features import Features, embed_cached, open_cohort_features
+from unalike.fidelity.features import Features, embed_cached, open_own_features
 from unalike.fidelity.frechet import FEWEST_SUBJECTS, frechet_estimate
 from unalike.folders import Header
 from unalike.generators.diffusion.model import open_model
@@ -41,9 +40,7 @@ from unalike.generators.settings import resolve_settings
 from unalike.records import Estimate, FloatArray, IntArray, TextArray, estimate_from_json
 from unalike.runs.families import check_seed
 from unalike.runs.sample import PARTS, open_run_cohort
-from unalike.runs.watch import FEATURE_STEPS, LARGEST_SIDE
 from unalike.seeds import seed_for
-from unalike.similarity.embedding.settings import HALVINGS
 
 PICTURE = "steps.png"
 SAMPLERS = ("ddim", "dpm++", "euler", "heun")
@@ -203,7 +200,7 @@ def compare_steps(
     are all time steps the run was trained with. Every cell draws the same seeds, which follow from ``seed``. The
     Fréchet distance to the cohort's train images has an interval (`frechet_estimate`; each sample is a subject), and
     so has that of the holdout images, undefined with fewer than three subjects. Its features are those of
-    `open_cohort_features`, learned at the first use and kept with the cohort. Time is that of the median group of
+    `open_own_features`, learned at the first use and kept with the cohort. Time is that of the median group of
     samples the network works on at once, times the groups of `PER` samples.
 
     The folder ``out``, which is returned, holds ``steps.json`` with the table and ``steps.png``. Samples are not kept.
@@ -211,7 +208,7 @@ def compare_steps(
 
     Raises `SettingsError` for settings that do not fit the run, such as more steps than it was trained with, before
     anything is drawn; `InputError` for another cohort; `FolderError` if a folder is missing, was changed, or ``out``
-    is taken; and what `open_cohort_features` raises.
+    is taken; and what `open_own_features` raises.
     """
     plan = plan_steps(
         run=run,
@@ -235,7 +232,7 @@ def compare_planned(plan: StepsPlan, *, out: str | Path) -> Path:
     identity = plan.settings | {"seed": plan.seed, "device": str(model.place)} | inputs
     folders.begin_folder(out, kind="steps", settings=identity, resumable=True)
     cohort = plan.cohort
-    study = _Study(plan, out / PARTS, _open_features(cohort, model.place))
+    study = _Study(plan, out / PARTS, open_own_features(cohort, device=model.place))
     found = study.run()
     draw_steps(found, place=out / PICTURE)
     shutil.rmtree(out / PARTS)
@@ -260,16 +257,6 @@ def compare_planned(plan: StepsPlan, *, out: str | Path) -> Path:
         },
     )
     return out
-
-
-def _open_features(cohort: ImageFolder, place: torch.device) -> Features:
-    """The features that a watched training has, too; they lie ready where one was."""
-    unit = 2**HALVINGS
-    side = min(LARGEST_SIDE, max(unit, max(cohort.size) // unit * unit))
-    with show_progress("learn features for the Fréchet distance", total=FEATURE_STEPS, unit="steps") as progress:
-        return open_cohort_features(
-            cohort, rows=cohort.rows("train"), seed=0, device=place, side=side, progress=progress
-        )
 
 
 class _Study:
