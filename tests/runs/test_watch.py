@@ -23,7 +23,7 @@ from unalike.generators.checkpoints import load_newest_checkpoint
 from unalike.generators.data import open_train_images
 from unalike.runs.settings import WatchSettings
 from unalike.runs.train import train_generator
-from unalike.runs.watch import LiveWatcher, read_watch, write_watch
+from unalike.runs.watch import SAID, LiveWatcher, read_watch, write_watch
 
 SIZE = 16  # pixels a side
 TINY: dict[str, Any] = {
@@ -190,11 +190,16 @@ def test_each_look_asks_for_the_same_noises(watcher: LiveWatcher, cohort: Path) 
 
 
 def test_a_damaged_line_is_passed_over(tmp_path: Path) -> None:
-    write_watch(tmp_path, {4: {"step": 4, "frechet_train": float("nan")}, 2: {"step": 2, "frechet_train": 1.5}})
+    said = dict.fromkeys(SAID, 1.0)
+    write_watch(
+        tmp_path, {4: said | {"step": 4, "frechet_train": float("nan")}, 2: said | {"step": 2, "frechet_train": 1.5}}
+    )
     place = tmp_path / "watch.jsonl"
     lines = place.read_bytes().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
-    place.write_bytes(b"\n".join([lines[0], b"\xff\x00", b"7", b'{"step": null}', b"", lines[1], b'{"step": 6, "fre']))
+    place.write_bytes(
+        b"\n".join([lines[0], b"\xff\x00", b"7", b'{"step": null}', b'{"step": 3}', b"", lines[1], b'{"step": 6, "fre'])
+    )
     found = read_watch(tmp_path)
     assert list(found) == [2, 4]
     assert found[2]["frechet_train"] == 1.5

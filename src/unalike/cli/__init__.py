@@ -122,7 +122,8 @@ def _check_toml(config: Path) -> None:
     names = {function.__name__ for function in _COMMANDS} | {"train"}
     kinds = {"diffusion", "gaussian", "memorizer"}
     unknown = [name for name, table in tables.items() if name not in names or not isinstance(table, dict)]
-    unknown += [f"train.{name}" for name in tables.get("train", {}) if name not in kinds]
+    trained = tables.get("train", {})
+    unknown += [f"train.{name}" for name in trained if name not in kinds] if isinstance(trained, dict) else []
     if unknown:
         raise SettingsError(f"--config {config}: {', '.join(unknown)} is no table of a command, such as [prepare].")
 

@@ -55,11 +55,19 @@ def sample(
         Samples folder for what the guard rejects, to audit it. It shows patients: keep it inside.
     """
     from unalike import folders
-    from unalike.runs.sample import draw_samples
+    from unalike.runs.families import read_run
+    from unalike.runs.sample import check_order, draw_samples
 
-    header = folders.read_header(run, kind="run")
+    header = read_run(run)
     generator = str(header.content["generator"])
     wanted = _fit_settings(settings, generator=generator)
+    guarding = GuardSettings(level=guard_level, patience=guard_patience)
+    if guard is None and guarding != GuardSettings():
+        raise SettingsError("--guard-level and --guard-patience are a guard's: give --guard COHORT.")
+    from_given = None if given == GivenSettings() else given
+    check_order(
+        header=header, out=out, count=count, first_seed=first_seed, given=from_given, guard=guard, rejected=rejected
+    )
     show_settings(wanted, dry_run=dry_run, json_out=json)
     if dry_run:
         return
@@ -70,9 +78,9 @@ def sample(
         first_seed=first_seed,
         settings=wanted,
         device=device,
-        given=None if given == GivenSettings() else given,
+        given=from_given,
         guard=guard,
-        guard_settings=GuardSettings(level=guard_level, patience=guard_patience),
+        guard_settings=guarding,
         rejected=rejected,
     )
     if not is_first_process():

@@ -120,6 +120,10 @@ def diffusion(
     if stop_on_memorization and not watch_every:
         raise SettingsError("--stop-on-memorization needs looks to go by: give --watch-every.")
     watch = None
+    others = (watch_samples, watch_steps, watch_level, copy_budget)
+    plain = WatchSettings()
+    if not watch_every and others != (plain.samples, plain.steps, plain.level, plain.budget):
+        raise SettingsError("--watch-samples, --watch-steps, --watch-level and --copy-budget need --watch-every.")
     if watch_every:
         watch = WatchSettings(
             every=watch_every,

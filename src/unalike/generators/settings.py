@@ -80,9 +80,9 @@ class TrainingSettings:
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("learning_rate", "gradient_clip"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a number above 0")
         for name in ("warmup", "weight_decay", "checkpoint_every"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
         decays = self.ema_decays
         fits = len(decays) == len(set(decays)) > 0 and all(0 <= decay < 1 for decay in decays)
         require(fits, "ema_decays", decays, "at least one share from 0 to below 1, each once")

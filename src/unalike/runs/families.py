@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from unalike.errors import SettingsError
+from unalike import folders
+from unalike.errors import FolderError, SettingsError
+from unalike.folders import Header
 from unalike.generators.settings import DrawSettings
 from unalike.records import Pixels
 
@@ -65,6 +68,33 @@ def find_family(kind: str) -> Family:
             given=True,
         )
     raise SettingsError(f"there is no generator {kind!r}. There are: {', '.join(KINDS)}.")
+
+
+def read_run(run: Path) -> Header:
+    """The header of a finished run, its numbers checked.
+
+    Raises `FolderError` if it is no finished run or its header is damaged.
+    """
+    header = folders.read_header(run, kind="run")
+    content = header.content
+    try:
+        sides = (content["height"], content["width"])
+        fits = (
+            str(content["generator"]) in KINDS
+            and all(isinstance(name, str) for name in content["channels"])
+            and len(content["channels"]) > 0
+            and all(isinstance(side, int) and 0 < side < 2**16 for side in sides)
+            and content["dtype"] in ("uint8", "uint16")
+            and 0 < int(content["highest"]) < 2**16
+            and all(len(levels) > 0 for levels in content["levels"].values())
+            and isinstance(content["model_digest"], str)
+            and isinstance(header.inputs["cohort"], str)
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        fits = False
+    if not fits:
+        raise FolderError(f"{header.path} is damaged: it does not describe a run. Train it again.")
+    return header
 
 
 def check_seed(name: str, seed: int) -> None:

@@ -15,13 +15,13 @@ import numpy as np
 
 from unalike import folders
 from unalike.cohort.store import ImageWriter, open_images
-from unalike.engine import Progress, show_progress
+from unalike.engine import Progress, show_progress, tell
 from unalike.errors import FolderError, InputError, RunError, SettingsError
 from unalike.folders import Header
 from unalike.generators.data import PixelScale
 from unalike.generators.settings import resolve_settings
 from unalike.records import Pixels
-from unalike.runs.families import Family, Sampler, check_seed, find_family
+from unalike.runs.families import Family, Sampler, check_seed, find_family, read_run
 from unalike.runs.given import GivenSettings, read_given
 from unalike.runs.settings import GuardSettings
 
@@ -61,13 +61,11 @@ def draw_samples(
     its model was changed, or ``out`` is taken; `RunError` if the guard rejects too many.
     """
     run, out = Path(run), Path(out)
-    header = folders.read_header(run, kind="run")
+    header = read_run(run)
     content = header.content
     family = find_family(str(content["generator"]))
     settings = resolve_settings(family.draw_settings, settings)
-    _check(count, first_seed, given, guard, rejected, family, str(content["generator"]))
-    if rejected is not None and Path(rejected).resolve() == out.resolve():
-        raise SettingsError(f"--rejected {rejected} is --out as well. Give the rejected samples a folder of their own.")
+    check_order(header=header, out=out, count=count, first_seed=first_seed, given=given, guard=guard, rejected=rejected)
     if folders.digest_tree(run / folders.MODEL) != content["model_digest"]:
         raise FolderError(f"{run / folders.MODEL} is not the model that {header.path.name} describes. Train it again.")
     extra, named = _open_given(given, content, count)
@@ -88,6 +86,10 @@ def draw_samples(
 
         def begin() -> None:
             folders.begin_folder(out, kind="samples", settings=identity, resumable=True)
+            if rejected is not None:  # taken by somebody else, it is refused before anything is drawn
+                folders.begin_folder(
+                    Path(rejected), kind="samples", settings=identity | {"rejected": True}, resumable=True
+                )
             if guard is not None:
                 opened.append(_open_guard(Path(guard), out, header, guarding))
 
@@ -110,7 +112,7 @@ def draw_samples(
     }
     written = work.assemble(out, seeds)
     if rejected is not None:
-        _write_rejected(Path(rejected), work, turned_away, identity, about, shared)
+        _write_rejected(Path(rejected), work, turned_away, about, shared)
     if guard is not None:
         folders.write_json(out / folders.REJECTED, about_guard["rejections"])
         about |= {"guard": about_guard["summary"]}
@@ -119,16 +121,19 @@ def draw_samples(
     return out
 
 
-def _check(
+def check_order(
+    *,
+    header: Header,
+    out: Path,
     count: int,
     first_seed: int,
     given: GivenSettings | None,
     guard: str | Path | None,
     rejected: str | Path | None,
-    family: Family,
-    kind: str,
 ) -> None:
-    """Refuse what cannot be drawn."""
+    """Refuse what cannot be drawn from the run of this header; nothing is read but headers."""
+    kind, run = str(header.content["generator"]), header.path.parent
+    family = find_family(kind)
     check_seed("first_seed", first_seed)
     if count < 1:
         raise SettingsError(f"--count {count}: draw at least 1 sample.")
@@ -138,6 +143,13 @@ def _check(
         raise SettingsError("--interpolate goes with a --count of 2 or more, and without --first-seed and --guard.")
     if rejected is not None and guard is None:
         raise SettingsError("--rejected is where samples go that a guard rejects: give --guard COHORT.")
+    if rejected is not None and Path(rejected).resolve() == out.resolve():
+        raise SettingsError(f"--rejected {rejected} is --out as well. Give the rejected samples a folder of their own.")
+    for place in (out, Path(rejected or out)):
+        if place.resolve().is_relative_to(run.resolve()):
+            raise SettingsError(f"{place} lies in the run {run}. Give the samples a folder beside it.")
+    if guard is not None:
+        open_run_cohort(Path(guard), header)
 
 
 def _open_given(given: GivenSettings | None, content: Any, count: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -296,14 +308,14 @@ def _write_rejected(
     place: Path,
     work: Drawing,
     seeds: Sequence[int],
-    identity: dict[str, Any],
     about: dict[str, Any],
     shared: dict[str, Any],
 ) -> None:
     """The samples that the guard rejected, as a samples folder of their own. They show patients."""
     if not seeds:
+        folders.give_up_folder(place, nothing_made=lambda: True)
+        tell(f"The guard rejected nothing: there is no {place}.")
         return
-    folders.begin_folder(place, kind="samples", settings=identity | {"rejected": True})
     written = work.assemble(place, seeds)
     content = {**written, **about, "rejected": True, "holds_training_images": True}
     folders.finish_folder(place, kind="samples", content=content, **shared)

@@ -35,6 +35,12 @@ from unalike.seeds import generator_for, seed_for
 from unalike.similarity.stored import find_stored
 from unalike.stats.intervals import estimate_share
 
+# What a line must say for a training to go on from it.
+SAID = {"step", "level", "flagged_share", "flagged_low", "flagged_high", "within_budget", "best", "highest_train"} | {
+    "highest_holdout",
+    "frechet_train",
+    "frechet_holdout_train",
+}
 PLANTED = 64  # copies planted once, to see what a look would notice
 PLANTED_CHANGE = "noise, sd 15 of 255"
 LEAST_POWER = 0.5
@@ -201,8 +207,10 @@ def read_watch(out: Path) -> dict[int, dict[str, Any]]:
         for text in place.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(text)
-                lines[int(entry["step"])] = {key: np.nan if value is None else value for key, value in entry.items()}
-            except (ValueError, KeyError, TypeError, AttributeError):
+                if entry.keys() >= SAID:
+                    step = int(entry["step"])
+                    lines[step] = {key: np.nan if value is None else value for key, value in entry.items()}
+            except (ValueError, KeyError, TypeError, OverflowError, AttributeError):
                 continue
     return dict(sorted(lines.items()))
 

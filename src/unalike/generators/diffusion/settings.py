@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -150,7 +151,7 @@ class SampleSettings(DrawSettings):
         """Refuse values that make no sense, naming the setting."""
         super().__post_init__()
         require(self.steps >= 1, "steps", self.steps, "at least 1")
-        require(self.guidance >= 0, "guidance", self.guidance, "0 or more")
+        require(0 <= self.guidance < math.inf, "guidance", self.guidance, "0 or more")
         require(0 < self.strength <= 1, "strength", self.strength, "a share above 0, at most 1")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "a share from 0 to below 1")
         require(all("=" in entry for entry in self.attributes), "attributes", self.attributes, "name=value pairs")

@@ -104,6 +104,8 @@ def train_diffusion(
         processes=processes,
         checkpoints=folders.CHECKPOINTS,
     )
+    if watcher is not None:
+        task.open_draw(watcher.steps)  # says now what does not fit
     averages, chosen = train_watched(training, watcher, open_draw=task.open_draw)
     if processes.main:
         place = out / folders.MODEL
@@ -147,18 +149,27 @@ def conditions_of(images: TrainImages, settings: DiffusionSettings) -> Condition
         mask=MASK in images.scale.channels and len(images.scale.channels) > 1,
         augment=settings.augment > 0,
     )
-    refuse_single_patients(conditions, attributes, images.cohort.column("subject")[images.rows].tolist())
+    labels = images.cohort.column("label")[images.rows].tolist()
+    known = attributes or [{}] * len(images)
+    refuse_single_patients(conditions, labels, known, images.cohort.column("subject")[images.rows].tolist())
     return conditions
 
 
 def refuse_single_patients(
-    conditions: Conditions, attributes: Sequence[Mapping[str, str]], subjects: Sequence[str]
+    conditions: Conditions, labels: Sequence[str], attributes: Sequence[Mapping[str, str]], subjects: Sequence[str]
 ) -> None:
-    """Raise `SettingsError` if a value that samples could be asked for is one subject's alone.
+    """Raise `SettingsError` if a class or value that samples could be asked for is one subject's alone.
 
-    ``attributes`` and ``subjects`` are those of the training images, an entry each. Whoever asked for such a value (a
-    name, a rare site) would ask for that patient. Numbers are left: they are asked for on a scale all patients share.
+    ``labels``, ``attributes`` and ``subjects`` are those of the training images, an entry each. Whoever asked for such
+    a value (a name, a rare site) would ask for that patient. Numbers are left: they are asked for on a scale
+    that all patients share.
     """
+    for label in conditions.labels:
+        if len({subject for subject, entry in zip(subjects, labels, strict=True) if entry == label}) == 1:
+            raise SettingsError(
+                f"class '{label}' belongs to one patient: asking for it would be asking for that patient. Leave the "
+                "class or the condition out."
+            )
     for attribute in conditions.attributes:
         for value in attribute.values:
             pairs = zip(subjects, attributes, strict=True)
