@@ -79,9 +79,10 @@ def main() -> None:
         curves[f"{subjects or 'all'} patients ({content['train_images']} images)"] = lines
         print(f"{subjects or 'all'} patients, {content['train_images']} images")
         for line in lines:
+            power = line.get("power", float("nan"))  # looks of earlier versions did not measure it
             print(
                 f"  {line['step']:6d}  {line['flagged']:4d} of {line['samples']} flagged, highest correlation "
-                f"{line['highest_train']:.3f} train, {line['highest_holdout']:.3f} others, power {line.get('power', float('nan')):.2f}"
+                f"{line['highest_train']:.3f} train, {line['highest_holdout']:.3f} others, power {power:.2f}"
             )
     options.figure.parent.mkdir(exist_ok=True)
     plot(curves, options.figure)

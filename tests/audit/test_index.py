@@ -220,7 +220,9 @@ def test_train_subjects_who_were_not_seen_are_held_out(cohort: Path) -> None:
     opened = open_images(cohort)
     train = opened.rows("train")
     subjects = opened.column("subject")
-    seen = train[np.isin(subjects[train], np.unique(subjects[train])[:6])]
+    # In the order of the images: that of pseudonyms is another in each cohort, and one image in 25 has this p-value.
+    _, first = np.unique(subjects[train], return_index=True)
+    seen = train[np.isin(subjects[train], subjects[train][np.sort(first)[:6]])]
     told: list[str] = []
     index = CopyIndex.open(opened, train_rows=seen[::-1], notice=told.append)
     np.testing.assert_array_equal(index.train, seen)
