@@ -172,7 +172,7 @@ def time_bare(network: Network, *, precision: str, updates: int, averages: bool 
     from torch.optim.swa_utils import get_ema_multi_avg_fn
 
     task = make_task(network, precision=precision, updates=updates)
-    unet, x_0 = task.network.unet.train(), task.batch(0, slice(BATCH)).x_0.contiguous()
+    unet, x_0 = task.network.unet.train(), task.batch(0, slice(BATCH)).images
     weights = list(unet.parameters())
     kept = [weight.detach().clone() for weight in weights]
     optimizer = torch.optim.AdamW(weights, lr=task.settings.learning_rate, fused=True)
@@ -227,7 +227,7 @@ def time_pieces(network: Network) -> dict[str, float]:
     task = make_task(network, precision="auto", updates=1)
     weights = list(task.network.parameters())
     kept = [weight.detach().clone() for weight in weights]
-    shape = task.batch(0, slice(BATCH)).x_0.shape
+    shape = task.batch(0, slice(BATCH)).images.shape
 
     def streams() -> None:
         with torch.random.fork_rng(devices=[]):
