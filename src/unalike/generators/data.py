@@ -50,6 +50,22 @@ class TrainImages:
         return self.cohort.read(self.rows) if self.held is None else self.held
 
 
+def describe_training(images: TrainImages, *, subjects: int | None, seed: int) -> dict[str, Any]:
+    """What a run's header says of the images it was trained on: what `PixelScale.from_content` reads, and whose."""
+    cohort, scale = images.cohort, images.scale
+    return {
+        "channels": list(cohort.channels),
+        "height": cohort.size[0],
+        "width": cohort.size[1],
+        "dtype": cohort.dtype.name,
+        "highest": scale.highest,
+        "levels": scale.levels,
+        "subjects": subjects,
+        "subject_seed": seed,
+        "train_images": len(images),
+    }
+
+
 @dataclass(frozen=True)
 class PixelScale:
     """How pixels of a run map to numbers and back; stored in the run's header.

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from unalike import folders
 from unalike.cohort.store import ImageFolder, open_images
 from unalike.errors import FolderError, InputError, SettingsError
-from unalike.generators.data import open_train_images
+from unalike.generators.data import describe_training, open_train_images
 from unalike.generators.diffusion.conditions import Conditions
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -116,15 +116,7 @@ def adopt_model(*, model: str | Path, cohort: str | Path, out: str | Path, label
         inputs={"cohort": opened.digest},
         content={
             "generator": "diffusion",
-            "channels": list(opened.channels),
-            "height": opened.size[0],
-            "width": opened.size[1],
-            "dtype": opened.dtype.name,
-            "highest": images.scale.highest,
-            "levels": images.scale.levels,
-            "subjects": None,
-            "subject_seed": 0,
-            "train_images": len(images),
+            **describe_training(images, subjects=None, seed=0),
             "trained_elsewhere": True,
             "parameters": sum(weight.numel() for weight in unet.values()),
             "ema_decays": [],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unalike import folders
 from unalike.cohort.store import open_images
 from unalike.errors import InputError, RunError, SettingsError
-from unalike.generators.data import TrainImages, open_train_images
+from unalike.generators.data import TrainImages, describe_training, open_train_images
 from unalike.generators.settings import resolve_settings
 from unalike.records import as_json
 from unalike.runs.families import Family, check_seed, find_family
@@ -61,18 +61,7 @@ def train_generator(
         "settings": asdict(settings),
         "watch": None if watch is None else asdict(watch),
     }
-    content = {
-        "generator": kind,
-        "channels": list(opened.channels),
-        "height": opened.size[0],
-        "width": opened.size[1],
-        "dtype": opened.dtype.name,
-        "highest": images.scale.highest,
-        "levels": images.scale.levels,
-        "subjects": subjects,
-        "subject_seed": seed,
-        "train_images": len(images),
-    }
+    content = {"generator": kind, **describe_training(images, subjects=subjects, seed=seed)}
     about, main = _train(family, images, out, settings, seed, device, identity, watch)
     if not main:
         return out
