@@ -102,10 +102,10 @@ def make_cohort(network: Network) -> Path:
 def make_task(network: Network, *, precision: str, updates: int, device: str = "cpu") -> DiffusionTask:
     """What `train_diffusion` would train, with weights that have seen nothing."""
     from unalike.cohort.store import open_images
-    from unalike.devices import pick_device
+    from unalike.devices import pick_device, resolve_precision
     from unalike.generators.data import open_train_images
     from unalike.generators.diffusion.conditions import Conditions
-    from unalike.generators.diffusion.network import build_network, place_network, resolve_precision
+    from unalike.generators.diffusion.network import build_network, place_network
     from unalike.generators.diffusion.settings import DiffusionSettings
     from unalike.generators.diffusion.train import DiffusionTask, scheduler_of
 
@@ -136,31 +136,35 @@ def now(place: torch.device) -> float:
 
 def time_tool(network: Network, *, precision: str, updates: int, device: str = "cpu") -> float:
     """Seconds of an update of the whole tool."""
+    from unalike.generators.descent import Descent
     from unalike.generators.loop import Training
     from unalike.generators.processes import join_processes
 
     times: list[float] = []
 
-    class Timed(Training):  # type: ignore[type-arg]
-        """Notes the time after the warm-up and after the last update, and writes no checkpoint."""
+    class Timed(Descent):  # type: ignore[type-arg]
+        """Notes the time after the warm-up and after the last update."""
 
-        def update(self) -> None:
-            super().update()
-            if self.step in (WARM_UP, self.settings.steps):
+        def update(self, n: int) -> None:
+            super().update(n)
+            if n + 1 in (WARM_UP, self.settings.steps):
                 times.append(now(self.place))
+
+    class Unsaved(Training):  # type: ignore[type-arg]
+        """Writes no checkpoint."""
 
         def save(self) -> None:
             pass
 
     task = make_task(network, precision=precision, updates=WARM_UP + updates, device=device)
+    processes = join_processes(device)
     with tempfile.TemporaryDirectory() as place:
-        Timed(
-            task,
+        Unsaved(
+            Timed(task, task.settings, seed=0, processes=processes),
             task.settings,
             out=Path(place),
-            seed=0,
             identity="benchmark",
-            processes=join_processes(device),
+            processes=processes,
             checkpoints="checkpoints",
         ).run()
     return (times[1] - times[0]) / updates

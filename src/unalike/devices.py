@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
 
 from unalike.errors import SettingsError
@@ -25,3 +28,15 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``float32`` or ``bfloat16``: what ``precision`` (one of these, or ``auto``) means on ``device``."""
+    if precision == "auto":
+        return "bfloat16" if has_bfloat16(device) else "float32"
+    return precision
+
+
+def compute_in(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Context in which the network computes in ``precision`` (``float32`` or ``bfloat16``)."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

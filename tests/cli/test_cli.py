@@ -32,7 +32,9 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("command", [*((name,) for name in COMMANDS), ("train", "diffusion"), ("train", "gaussian")])
+@pytest.mark.parametrize(
+    "command", [*((name,) for name in COMMANDS), ("train", "diffusion"), ("train", "stylegan"), ("train", "gaussian")]
+)
 def test_every_command_has_help(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command, "--help"]) == 0
     text = capsys.readouterr().out
@@ -214,7 +216,7 @@ def test_the_whole_way(make_pictures: Callable[..., Path], tmp_path: Path, capsy
     assert (Path(samples) / "contact-sheets" / "synthetic.png").is_file()
     assert call("inspect", runs)["generator"] == "memorizer"
     refused = refuse(capsys, 2, "sample", runs, "--count", 3, "--steps", 9, "--out", tmp_path / "other")
-    assert "for diffusion; this run is a memorizer" in refused
+    assert "--steps: not for this run, which is a memorizer" in refused
 
 
 def test_the_application_can_be_built_without_arguments() -> None:

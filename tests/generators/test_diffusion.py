@@ -26,6 +26,7 @@ from unalike.generators.checkpoints import (
     save_checkpoint,
 )
 from unalike.generators.data import TrainImages, open_train_images
+from unalike.generators.descent import Descent
 from unalike.generators.diffusion.network import build_network
 from unalike.generators.diffusion.settings import DiffusionSettings
 from unalike.runs.sample import draw_samples
@@ -63,14 +64,14 @@ def _last_state(run: Path) -> dict[str, torch.Tensor]:
 
 def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Ctrl-C as it comes from a terminal, in the middle of update ``step`` (from 1)."""
-    update = loop.Training.update
+    update = Descent.update
 
-    def stopping(self: loop.Training[Any]) -> None:
-        if self.step == step - 1:
+    def stopping(self: Descent[Any], n: int) -> None:
+        if n == step - 1:
             os.kill(os.getpid(), signal.SIGINT)
-        update(self)
+        update(self, n)
 
-    monkeypatch.setattr(loop.Training, "update", stopping)
+    monkeypatch.setattr(Descent, "update", stopping)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

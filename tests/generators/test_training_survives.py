@@ -23,6 +23,7 @@ from unalike.errors import FolderError, NonFiniteLossError, RunError, UnalikeErr
 from unalike.generators import checkpoints, loop
 from unalike.generators.checkpoints import Checkpoint, load_newest_checkpoint, save_checkpoint
 from unalike.generators.data import TrainImages, open_train_images
+from unalike.generators.descent import Descent
 from unalike.generators.diffusion import train as diffusion
 from unalike.generators.diffusion.settings import DiffusionSettings
 from unalike.generators.processes import Processes, join_processes
@@ -74,14 +75,14 @@ def _same(a: State, b: State) -> bool:
 
 def _interrupt_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """The process goes away after so many updates and their checkpoints, without a word."""
-    gradient = loop.Training._gradient
+    gradient = Descent._gradient
 
-    def stopping(self: loop.Training[Any], *given: Any) -> Any:
-        if self.step == step:
+    def stopping(self: Descent[Any], n: int, parts: Any) -> Any:
+        if n == step:
             raise _Gone
-        return gradient(self, *given)
+        return gradient(self, n, parts)
 
-    monkeypatch.setattr(loop.Training, "_gradient", stopping)
+    monkeypatch.setattr(Descent, "_gradient", stopping)
 
 
 class _Gone(BaseException):
@@ -250,19 +251,19 @@ def test_ctrl_c_after_divergence_keeps_the_last_good_checkpoint_among_several_pr
 ) -> None:
     one = join_processes("cpu")
     images = open_train_images(open_images(make_cohort()), subjects=None, seed=0)
-    gradient, update = loop.Training._gradient, loop.Training.update
+    gradient, update = Descent._gradient, Descent.update
 
-    def poisoned(self: loop.Training[Any], *given: Any) -> Any:
-        loss, norm = gradient(self, *given)
-        return (loss * torch.nan, norm) if self.step == 1 else (loss, norm)
+    def poisoned(self: Descent[Any], n: int, parts: Any) -> Any:
+        loss, norm = gradient(self, n, parts)
+        return (loss * torch.nan, norm) if n == 1 else (loss, norm)
 
-    def stopping(self: loop.Training[Any]) -> None:
-        if self.step == 1:
+    def stopping(self: Descent[Any], n: int) -> None:
+        if n == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        update(self)
+        update(self, n)
 
-    monkeypatch.setattr(loop.Training, "_gradient", poisoned)
-    monkeypatch.setattr(loop.Training, "update", stopping)
+    monkeypatch.setattr(Descent, "_gradient", poisoned)
+    monkeypatch.setattr(Descent, "update", stopping)
     settings = DiffusionSettings(**TINY | {"log_every": 5})
     (tmp_path / "run").mkdir()
     with pytest.raises(KeyboardInterrupt):
@@ -307,14 +308,14 @@ def test_each_weight_average_follows_its_closed_form(
     make_cohort: MakeCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first: list[State] = []
-    update = loop.Training.update
+    update = Descent.update
 
-    def watching(self: loop.Training[Any]) -> None:
+    def watching(self: Descent[Any], n: int) -> None:
         if not first:
             first.append({name: w.detach().clone() for name, w in self.network.named_parameters()})
-        update(self)
+        update(self, n)
 
-    monkeypatch.setattr(loop.Training, "update", watching)
+    monkeypatch.setattr(Descent, "update", watching)
     decays = (0.9, 0.15, 0.0)
     run = _train(make_cohort(), tmp_path / "run", steps=3, keep=3, ema_decays=decays)
     states = [load_file(run / "checkpoints" / name / "state.safetensors") for name in _names(run)]

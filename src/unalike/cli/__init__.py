@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cyclopts import App, CycloptsError
 from cyclopts.argument import ArgumentCollection
@@ -33,7 +34,8 @@ from unalike.cli.sample import sample
 from unalike.cli.steps import steps
 from unalike.cli.train import train
 from unalike.errors import SettingsError, UnalikeError
-from unalike.generators.diffusion.settings import PRESETS, DiffusionSettings
+from unalike.generators.diffusion.settings import PRESETS as DIFFUSION_PRESETS
+from unalike.generators.stylegan.settings import PRESETS as STYLEGAN_PRESETS
 
 _COMMANDS = (demo, recipes, prepare, inspect, adopt, sample, steps, audit, membership, index, report, phantom)
 _EPILOGUE = (
@@ -60,18 +62,20 @@ def _apply_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
 
 def _apply_preset(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Let the settings of ``train diffusion --preset NAME`` take the place of the defaults; flags win."""
-    if commands[:2] != ("train", "diffusion"):
+    presets: Any = {"diffusion": DIFFUSION_PRESETS, "stylegan": STYLEGAN_PRESETS}.get(commands[-1])
+    if presets is None or commands[0] != "train":
         return
     given = [argument for argument in arguments if argument.name == "--preset" and argument.tokens]
     name = given[0].tokens[0].value if given else ""
     if not name:
         return
-    if name not in PRESETS:
-        raise SettingsError(f"--preset {name} is unknown. There are: {', '.join(PRESETS)}.")
-    plain = asdict(DiffusionSettings())
-    values = {key: value for key, value in asdict(PRESETS[name]).items() if value != plain[key]}
+    if name not in presets:
+        raise SettingsError(f"--preset {name} is unknown. There are: {', '.join(presets)}.")
+    chosen = presets[name]
+    plain = asdict(type(chosen)())
+    values = {key: value for key, value in asdict(chosen).items() if value != plain[key]}
     table = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    Dict({"train": {"diffusion": table}}, source=f"preset {name}")(app, commands, arguments)
+    Dict({"train": {commands[-1]: table}}, source=f"preset {name}")(app, commands, arguments)
 
 
 def build_app(config: Path | None = None) -> App:

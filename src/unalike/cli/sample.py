@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -12,7 +12,6 @@ from unalike.cli.output import Device, DryRun, Json, print_json, show_settings
 from unalike.engine import is_first_process
 from unalike.errors import SettingsError
 from unalike.generators.diffusion.settings import SampleSettings
-from unalike.generators.settings import DrawSettings
 from unalike.runs.given import GivenSettings
 from unalike.runs.settings import GuardSettings
 
@@ -24,6 +23,7 @@ def sample(
     out: Path,
     first_seed: int = 0,
     settings: Annotated[SampleSettings, Parameter(name="*", consume_multiple=True)] = SampleSettings(),  # noqa: B008 - frozen
+    truncation: float = 1.0,
     given: Annotated[GivenSettings, Parameter(name="*")] = GivenSettings(),  # noqa: B008 - frozen
     guard: Path | None = None,
     guard_level: float = 0.05,
@@ -45,6 +45,8 @@ def sample(
         Samples folder to write, or to resume.
     first_seed
         Seed of the first image; the others follow. --first-seed 17 --count 1 draws sample 17 again.
+    truncation
+        Of a StyleGAN: below 1, samples are more typical and less varied (0 to 2).
     guard
         Cohort the run was trained on: samples that look like copies are rejected, and the next seeds drawn instead.
     guard_level
@@ -60,7 +62,7 @@ def sample(
 
     header = read_run(run)
     generator = str(header.content["generator"])
-    wanted = _fit_settings(settings, generator=generator)
+    wanted = _fit_settings(settings, truncation, generator=generator)
     guarding = GuardSettings(level=guard_level, patience=guard_patience)
     if guard is None and guarding != GuardSettings():
         raise SettingsError("--guard-level and --guard-patience are a guard's: give --guard COHORT.")
@@ -94,13 +96,16 @@ def sample(
     print(f"{samples}: {count} images. Next: unalike audit {samples} --against COHORT --out …")
 
 
-def _fit_settings(settings: SampleSettings, *, generator: str) -> DrawSettings:
-    """The settings that this generator has; one that belongs to diffusion alone is refused elsewhere."""
-    if generator == "diffusion":
-        return settings
-    plain = SampleSettings(batch_size=settings.batch_size)
-    given = [field.name for field in fields(settings) if getattr(settings, field.name) != getattr(plain, field.name)]
-    if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise SettingsError(f"{names}: only for diffusion; this run is a {generator}.")
-    return DrawSettings(batch_size=settings.batch_size)
+def _fit_settings(settings: SampleSettings, truncation: float, *, generator: str) -> Any:
+    """The settings that this kind of generator has; one that it has not is refused."""
+    from unalike.runs.families import find_family
+
+    kind = find_family(generator).draw_settings
+    known = {field.name for field in fields(kind)}
+    plain = asdict(SampleSettings()) | {"truncation": 1.0}
+    given = asdict(settings) | {"truncation": truncation}
+    alien = [name for name, value in given.items() if name not in known and value != plain[name]]
+    if alien:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in alien)
+        raise SettingsError(f"{names}: not for this run, which is a {generator}. Leave it out.")
+    return kind(**{name: value for name, value in given.items() if name in known})

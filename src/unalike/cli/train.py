@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ from unalike.errors import SettingsError
 from unalike.generators.controls.gaussian import GaussianSettings
 from unalike.generators.controls.memorizer import MemorizerSettings
 from unalike.generators.diffusion.settings import PRESETS, DiffusionSettings
+from unalike.generators.stylegan.settings import PRESETS as STYLEGAN_PRESETS
+from unalike.generators.stylegan.settings import StyleganSettings
 from unalike.records import MASK
 from unalike.runs.settings import WatchSettings
 
@@ -45,7 +48,7 @@ def _train(
     images = len(select_train_rows(opened, subjects=subjects, seed=seed))
     show_settings(settings, dry_run=dry_run, json_out=json)
     if dry_run:
-        if isinstance(settings, DiffusionSettings):
+        if isinstance(settings, DiffusionSettings | StyleganSettings):
             _tell_size(settings, opened)
         return
     run = train_generator(
@@ -59,15 +62,41 @@ def _train(
         print(f"{run}: {kind} trained on {images} images. Next: unalike sample {run} --count 128 --out …")
 
 
-def _tell_size(settings: DiffusionSettings, cohort: ImageFolder) -> None:
+def _tell_size(settings: DiffusionSettings | StyleganSettings, cohort: ImageFolder) -> None:
     """The number of weights beside the paper's; refuses images that do not fit the network."""
+    print(_describe_size(settings, cohort), file=sys.stderr)
+
+
+def _describe_size(settings: DiffusionSettings | StyleganSettings, cohort: ImageFolder) -> str:
+    channels, (height, width) = len(cohort.channels), cohort.size
+    if isinstance(settings, StyleganSettings):
+        from unalike.generators.stylegan import network
+
+        shape = network.choose_shape(settings, channels=channels, height=height, width=width)
+        return network.describe_size(settings, shape, parameters=network.count_parameters(shape))
     from unalike.generators.diffusion.autoencoder import latent_size
     from unalike.generators.diffusion.network import count_parameters, describe_size
 
-    drawn = len(cohort.channels) - (MASK in settings.condition)
-    height, width = latent_size(*cohort.size) if settings.latent else cohort.size
-    size = {"channels": settings.latent or drawn, "height": height, "width": width}
-    print(describe_size(settings, **size, parameters=count_parameters(settings, **size)), file=sys.stderr)
+    height, width = latent_size(height, width) if settings.latent else (height, width)
+    size = {"channels": settings.latent or channels - (MASK in settings.condition), "height": height, "width": width}
+    return describe_size(settings, **size, parameters=count_parameters(settings, **size))
+
+
+def _check_preset(preset: str, presets: Mapping[str, Any]) -> None:
+    if preset not in ("", *presets):
+        raise SettingsError(f"--preset {preset} is unknown. There are: {', '.join(presets)}.")
+
+
+def _watch(every: int, samples: int, steps: int, level: float, budget: float, stop: bool) -> WatchSettings | None:
+    """How the training is watched; None where it is not."""
+    if every:
+        return WatchSettings(every=every, samples=samples, steps=steps, level=level, budget=budget, stop=stop)
+    if stop:
+        raise SettingsError("--stop-on-memorization needs looks to go by: give --watch-every.")
+    plain = WatchSettings()
+    if (samples, steps, level, budget) != (plain.samples, plain.steps, plain.level, plain.budget):
+        raise SettingsError("--watch-samples, --watch-steps, --watch-level and --copy-budget need --watch-every.")
+    return None
 
 
 @train.command
@@ -115,25 +144,57 @@ def diffusion(
     stop_on_memorization
         End the training at the first look beyond the budget.
     """
-    if preset not in ("", *PRESETS):
-        raise SettingsError(f"--preset {preset} is unknown. There are: {', '.join(PRESETS)}.")
-    if stop_on_memorization and not watch_every:
-        raise SettingsError("--stop-on-memorization needs looks to go by: give --watch-every.")
-    watch = None
-    others = (watch_samples, watch_steps, watch_level, copy_budget)
-    plain = WatchSettings()
-    if not watch_every and others != (plain.samples, plain.steps, plain.level, plain.budget):
-        raise SettingsError("--watch-samples, --watch-steps, --watch-level and --copy-budget need --watch-every.")
-    if watch_every:
-        watch = WatchSettings(
-            every=watch_every,
-            samples=watch_samples,
-            steps=watch_steps,
-            level=watch_level,
-            budget=copy_budget,
-            stop=stop_on_memorization,
-        )
+    _check_preset(preset, PRESETS)
+    watch = _watch(watch_every, watch_samples, watch_steps, watch_level, copy_budget, stop_on_memorization)
     _train("diffusion", cohort, out, settings, subjects, seed, device, dry_run, json, watch)
+
+
+@train.command
+def stylegan(
+    cohort: Path,
+    *,
+    out: Path,
+    preset: str = "",
+    settings: Annotated[StyleganSettings, Parameter(name="*", consume_multiple=True)] = StyleganSettings(),  # noqa: B008 - frozen
+    subjects: Subjects = None,
+    watch_every: int = 0,
+    watch_samples: int = 200,
+    watch_level: float = 0.05,
+    copy_budget: float = 0.05,
+    stop_on_memorization: Annotated[bool, Parameter(negative="")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Train a StyleGAN (Karras et al. 2020) with as many channels as the cohort has.
+
+    Several processes, on one machine or more: accelerate launch --multi_gpu -m unalike train stylegan …
+
+    Parameters
+    ----------
+    cohort
+        Cohort folder.
+    out
+        Run folder to write, or to resume.
+    preset
+        Settings to begin with instead of the defaults; flags win. akbar2025: the paper's.
+    watch_every
+        Updates between two looks for copies among samples drawn on the way; 0 does not look.
+    watch_samples
+        Samples drawn at each look.
+    watch_level
+        p-value up to which a sample counts as a copy.
+    copy_budget
+        Largest share of copies, beyond false alarms, of weights that may become the model. The best of these, by
+        Fréchet distance, does.
+    stop_on_memorization
+        End the training at the first look beyond the budget.
+    """
+    _check_preset(preset, STYLEGAN_PRESETS)
+    steps = WatchSettings().steps
+    watch = _watch(watch_every, watch_samples, steps, watch_level, copy_budget, stop_on_memorization)
+    _train("stylegan", cohort, out, settings, subjects, seed, device, dry_run, json, watch)
 
 
 @train.command

@@ -140,3 +140,20 @@ def open_train_images(cohort: ImageFolder, *, subjects: int | None, seed: int) -
         cohort.channels, cohort.dtype.name, highest, {name: sorted(found) for name, found in levels.items()}
     )
     return TrainImages(cohort=cohort, rows=rows, scale=scale, held=held)
+
+
+def refuse_single_patients(labels: Sequence[str], subjects: Sequence[str]) -> None:
+    """Raise `SettingsError` if a class that samples could be asked for is one subject's alone.
+
+    ``labels`` and ``subjects`` are those of the training images, an entry each. Whoever asked for such a class (a name,
+    a rare site) would ask for that patient.
+    """
+    owners: dict[str, set[str]] = {}
+    for label, subject in zip(labels, subjects, strict=True):
+        owners.setdefault(label, set()).add(subject)
+    for label, those in owners.items():
+        if label and len(those) == 1:
+            raise SettingsError(
+                f"class '{label}' belongs to one patient: asking for it would be asking for that patient. Leave the "
+                "class or the condition out."
+            )

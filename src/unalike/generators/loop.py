@@ -1,9 +1,9 @@
-"""The training loop that diffusion and autoencoders share: updates, weight averages, checkpoints, log, resuming.
+"""The training loop that all trained generators share: updates, checkpoints, log, resuming.
 
-A `Task` says what is learned. Every random number of update n comes from a stream keyed by n, so that a resumed
-training equals an uninterrupted one weight for weight (on a CPU, with as many threads). Several processes, or parts
-that are worked on one after the other (``accumulate``), share one batch: its gradient is the same but for the order
-in which it is added up.
+A `Learner` says what is learned and how an update changes it (`unalike.generators.descent` for one network). Every
+random number of update n comes from a stream keyed by n, so that a resumed training equals an uninterrupted one weight
+for weight (on a CPU, with as many threads). Several processes, or parts that are worked on one after the other
+(``accumulate``), share one batch.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from unalike.engine import read_ahead, show_progress
 from unalike.errors import NonFiniteLossError, SettingsError
@@ -31,16 +30,16 @@ from unalike.generators.checkpoints import (
     save_checkpoint,
 )
 from unalike.generators.processes import Processes
-from unalike.generators.settings import TrainingSettings
+from unalike.generators.settings import LoopSettings
 from unalike.records import IntArray
-from unalike.seeds import generator_for, seed_for
+from unalike.seeds import generator_for
 
 Batch = TypeVar("Batch")
 READ_AHEAD = 3  # batches
 
 
-class Task(Protocol[Batch]):
-    """What is learned: a network, its batches, and their loss."""
+class Learner(Protocol[Batch]):
+    """What is learned, and all that an update changes."""
 
     @property
     def name(self) -> str:
@@ -48,25 +47,46 @@ class Task(Protocol[Batch]):
 
     @property
     def network(self) -> nn.Module:
-        """The network, on the device it is trained on."""
+        """The network that samples are drawn from, on the device it is trained on."""
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """What an update says of itself: the names of these numbers in the log, the loss first."""
 
     def batch(self, n: int, part: slice) -> Batch:
         """What update ``n`` needs for these places of its batch, in memory; called from another thread."""
 
-    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
-        """Mean loss of a batch; ``network`` is the task's own, perhaps wrapped or compiled."""
+    def prepare(self, n: int, parts: Sequence[Batch]) -> Callable[[], torch.Tensor]:
+        """All of update ``n`` that may be interrupted without harm.
+
+        The rest, which changes weights, is what it returns; that gives the numbers (len(numbers),), on the device.
+        """
+
+    def rate(self, n: int) -> float:
+        """Learning rate of update n, for the log."""
+
+    def watch(self, entry: Mapping[str, Any]) -> str:
+        """See a line of the log, the means of `numbers` since the one before; gives a word for the progress bar."""
+
+    def averaged(self, decay: float) -> dict[str, torch.Tensor]:
+        """The weight average with this decay, by the names of the network's weights."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that an update changes, by name."""
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+        """Go back to a `state` after ``step`` updates."""
 
 
 class Training(Generic[Batch]):
-    """All that an update changes: weights, optimizer, weight averages, and how far it is."""
+    """A learner's way from the first update to the last: how far it is, and what is kept of it on disk."""
 
     def __init__(
         self,
-        task: Task[Batch],
-        settings: TrainingSettings,
+        learner: Learner[Batch],
+        settings: LoopSettings,
         *,
         out: Path,
-        seed: int,
         identity: str,
         processes: Processes,
         checkpoints: str,
@@ -75,28 +95,17 @@ class Training(Generic[Batch]):
 
         ``identity`` names cohort and settings; a checkpoint of another one is refused with `FolderError`.
         """
-        parts = processes.count * settings.accumulate
-        if settings.batch_size % parts:
-            raise SettingsError(
-                f"batch_size = {settings.batch_size} cannot be shared by {processes.count} processes with "
-                f"{settings.accumulate} parts each: give a multiple of {parts}."
-            )
-        self.task, self.settings, self.out, self.seed, self.identity = task, settings, out, seed, identity
+        check_parts(settings, processes)
+        self.learner, self.settings, self.out, self.identity = learner, settings, out, identity
         self.processes, self.place, self.checkpoints = processes, processes.place, checkpoints
-        self.network = task.network.to(self.place).train()
-        self.names = [name for name, _ in self.network.named_parameters()]
-        self.weights: list[torch.Tensor] = list(self.network.parameters())
-        self.averages = {decay: [weight.detach().clone() for weight in self.weights] for decay in settings.ema_decays}
-        self.optimizer = torch.optim.AdamW(
-            self.weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
         self.step = 0
         self.seconds = 0.0
         if processes.main:
             clear_halves(out / checkpoints)
         kept = load_newest_checkpoint(out, identity=identity, room=checkpoints)
         if kept is not None:
-            self.restore(kept)
+            learner.restore(kept.tensors, kept.step)
+            self.step, self.seconds = kept.step, kept.seconds
         processes.wait()
 
     def run(self, *, every: int = 0, look: Callable[[], bool] | None = None) -> bool:
@@ -109,9 +118,7 @@ class Training(Generic[Batch]):
         checkpoint cannot be written.
         """
         settings = self.settings
-        wrapped: Any = torch.compile(self.network) if settings.compile else self.network
-        wrapped = self.processes.accelerator.prepare_model(wrapped, device_placement=False)
-        # (loss, norm of the gradient) of each update since the last look; they stay on the device until then.
+        # The numbers of each update since the last look; they stay on the device until then.
         unseen: list[torch.Tensor] = []
         began = noted = saved = time.monotonic()
         seconds_before, told, going = self.seconds, "", True
@@ -120,10 +127,10 @@ class Training(Generic[Batch]):
         with self._progress(text) as progress:
             try:
                 while going and self.step < settings.steps:
-                    loss, norm = self._gradient(wrapped, next(batches))
+                    update = self.learner.prepare(self.step, next(batches))
                     with hold_interrupts():
-                        self.update()
-                        unseen.append(torch.stack([loss, norm]))
+                        unseen.append(update())
+                        self.step += 1
                     now = time.monotonic()
                     self.seconds = seconds_before + now - began
                     finished = self.step == settings.steps
@@ -154,7 +161,7 @@ class Training(Generic[Batch]):
     def _progress(self, text: str) -> Any:
         if not self.processes.main:
             return contextlib.nullcontext(_Silent())
-        return show_progress(f"train {self.task.name}{text}", total=self.settings.steps - self.step, unit="steps")
+        return show_progress(f"train {self.learner.name}{text}", total=self.settings.steps - self.step, unit="steps")
 
     def _batches(self) -> Iterator[list[Batch]]:
         """The parts of this process, update by update."""
@@ -163,36 +170,7 @@ class Training(Generic[Batch]):
         first = processes.rank * settings.accumulate * size
         slices = [slice(first + k * size, first + (k + 1) * size) for k in range(settings.accumulate)]
         for n in range(self.step, settings.steps):
-            yield [self.task.batch(n, part) for part in slices]
-
-    def _gradient(self, network: Any, parts: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-        """∇_θ of the mean loss over all parts and processes; gives the loss and the norm of the gradient."""
-        self.optimizer.zero_grad(set_to_none=True)
-        accelerator = self.processes.accelerator
-        total = torch.zeros((), device=self.place)
-        # What a layer draws by itself (dropout) is keyed by the update and the process as well.
-        with torch.random.fork_rng(devices=[self.place] if self.place.type == "cuda" else []):
-            torch.manual_seed(seed_for(self.seed, "layers", self.step * self.processes.count + self.processes.rank))
-            for index, part in enumerate(parts):
-                last = index == len(parts) - 1
-                with contextlib.nullcontext() if last else accelerator.no_sync(network):
-                    loss = self.task.loss(network, part) / len(parts)
-                    accelerator.backward(loss)
-                total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.settings.gradient_clip)
-        return total, norm
-
-    def update(self) -> None:
-        """One AdamW step from the gradients at hand, then one step of each weight average."""
-        rate = learning_rate(self.settings, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        # A fixed decay would keep the noise of the first weights for long; see Karras et al. (2020), appendix.
-        warm = (1 + self.step) / (10 + self.step)
-        for decay, average in self.averages.items():
-            get_ema_multi_avg_fn(min(decay, warm))(average, self.weights, None)  # type: ignore[no-untyped-call]
-        self.step += 1
+            yield [self.learner.batch(n, part) for part in slices]
 
     def _agree_to_save(self, seconds: float, noting: bool) -> bool:
         """Whether a checkpoint is due. Several processes ask one another only where they wait for each other anyway."""
@@ -206,68 +184,48 @@ class Training(Generic[Batch]):
 
         Raises `NonFiniteLossError` naming the first update whose loss or gradient is not finite.
         """
-        # (updates, 2), the one wait for the device
-        numbers = self.processes.average(torch.stack(unseen)).tolist()
-        first = self.step - len(numbers)
-        for n, (loss, norm) in enumerate(numbers, start=first):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise NonFiniteLossError(
-                    f"training diverged at step {n + 1}: loss {loss}, gradient norm {norm}, learning rate "
-                    f"{learning_rate(self.settings, n):.2g}. The last good checkpoint stays in "
-                    f"{self.out / self.checkpoints}. Train again with a smaller learning_rate, into another folder."
+        # (updates, numbers), the one wait for the device
+        rows = self.processes.average(torch.stack(unseen)).tolist()
+        names, first = self.learner.numbers, self.step - len(rows)
+        for n, row in enumerate(rows, start=first):
+            if not all(map(math.isfinite, row)):
+                said = ", ".join(
+                    f"{name.replace('_', ' ')} {value:.4g}" for name, value in zip(names, row, strict=True)
                 )
-        loss = float(np.mean([loss for loss, _ in numbers]))
-        speed = len(numbers) * self.settings.batch_size / max(seconds, 1e-9)
+                raise NonFiniteLossError(
+                    f"training diverged at step {n + 1}: {said}, learning rate {self.learner.rate(n):.2g}. The last "
+                    f"good checkpoint stays in {self.out / self.checkpoints}. Train again with a smaller "
+                    "learning_rate, into another folder."
+                )
+        speed = len(rows) * self.settings.batch_size / max(seconds, 1e-9)
+        means = dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True))
         entry = {
             "step": self.step,
-            "loss": loss,
-            "gradient_norm": float(np.mean([norm for _, norm in numbers])),
+            **means,
             "images_per_second": round(speed, 1),
-            "learning_rate": learning_rate(self.settings, self.step - 1),
+            "learning_rate": self.learner.rate(self.step - 1),
             "seconds": round(self.seconds, 2),
         }
         if self.processes.main:
-            append_log(self.out, ({} if self.checkpoints == "checkpoints" else {"of": self.task.name}) | entry)
-        return f"loss {loss:.4f}, {speed:.0f} images/s"
+            append_log(self.out, ({} if self.checkpoints == "checkpoints" else {"of": self.learner.name}) | entry)
+        word = self.learner.watch(entry)
+        return f"{names[0]} {means[names[0]]:.4f}, {speed:.0f} images/s" + (f", {word}" if word else "")
 
     def save(self) -> None:
         """Write a checkpoint, in the main process."""
         if self.processes.main:
-            save_checkpoint(
-                self.out, self.checkpoint(), identity=self.identity, room=self.checkpoints, keep=self.settings.keep
-            )
+            kept = Checkpoint(self.step, self.seconds, self.learner.state())
+            save_checkpoint(self.out, kept, identity=self.identity, room=self.checkpoints, keep=self.settings.keep)
 
-    def checkpoint(self) -> Checkpoint:
-        """The state as tensors with names: weights, averages, and both moments of the optimizer."""
-        tensors = {}
-        for index, (name, weight) in enumerate(zip(self.names, self.weights, strict=True)):
-            moments = self.optimizer.state.get(weight, {})
-            tensors[f"weights/{name}"] = weight.detach()
-            for decay, average in self.averages.items():
-                tensors[f"average-{decay}/{name}"] = average[index]
-            for moment in ("exp_avg", "exp_avg_sq"):
-                tensors[f"{moment}/{name}"] = moments.get(moment, torch.zeros_like(weight))
-        return Checkpoint(self.step, self.seconds, tensors)
 
-    @torch.no_grad()
-    def restore(self, kept: Checkpoint) -> None:
-        """Go back to ``kept``."""
-        for index, (name, weight) in enumerate(zip(self.names, self.weights, strict=True)):
-            weight.copy_(kept.tensors[f"weights/{name}"])
-            for decay, average in self.averages.items():
-                average[index].copy_(kept.tensors[f"average-{decay}/{name}"])
-            self.optimizer.state[weight] = {
-                "step": torch.tensor(float(kept.step), device=weight.device),
-                **{
-                    moment: torch.zeros_like(weight).copy_(kept.tensors[f"{moment}/{name}"])
-                    for moment in ("exp_avg", "exp_avg_sq")
-                },
-            }
-        self.step, self.seconds = kept.step, kept.seconds
-
-    def averaged(self, decay: float) -> dict[str, torch.Tensor]:
-        """The weight average with this decay, by the names of the network's weights."""
-        return dict(zip(self.names, self.averages[decay], strict=True))
+def check_parts(settings: LoopSettings, processes: Processes) -> None:
+    """Raise `SettingsError` unless the processes can share a batch in equal parts."""
+    parts = processes.count * settings.accumulate
+    if settings.batch_size % parts:
+        raise SettingsError(
+            f"batch_size = {settings.batch_size} cannot be shared by {processes.count} processes with "
+            f"{settings.accumulate} parts each: give a multiple of {parts}."
+        )
 
 
 class _Silent:
@@ -295,13 +253,6 @@ def using(network: nn.Module, weights: dict[str, torch.Tensor]) -> Iterator[nn.M
 def _set(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     for name, weight in network.named_parameters():
         weight.copy_(weights[name])
-
-
-def learning_rate(settings: TrainingSettings, n: int) -> float:
-    """Learning rate of update n (from 0): a linear rise in the warm-up, then a linear fall to 0, or none."""
-    rise = min(1.0, (n + 1) / settings.warmup) if settings.warmup else 1.0
-    fall = 1 - n / settings.steps if settings.decay == "linear" else 1.0
-    return settings.learning_rate * rise * fall
 
 
 def batch_positions(n: int, count: int, batch_size: int, seed: int) -> IntArray:

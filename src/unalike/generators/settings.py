@@ -28,8 +28,8 @@ class DrawSettings:
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    """How a network is trained, whatever it is."""
+class LoopSettings:
+    """What every training has, whatever is learned and how."""
 
     steps: int = 800
     """Training updates, each on one batch (count)."""
@@ -42,18 +42,6 @@ class TrainingSettings:
 
     learning_rate: float = 2e-3
     """Largest step size of AdamW, reached after the warm-up (per update)."""
-
-    warmup: int = 50
-    """Updates over which the learning rate rises from 0 (count)."""
-
-    decay: Literal["linear", "constant"] = "linear"
-    """What the learning rate does after the warm-up: fall to 0 at the last update, or stay."""
-
-    weight_decay: float = 0.01
-    """Decoupled weight decay of AdamW (share of a weight, times the learning rate, per update)."""
-
-    gradient_clip: float = 1.0
-    """Largest norm of the gradient over all weights; a longer one is shortened (loss per unit of weight)."""
 
     ema_decays: tuple[float, ...] = (0.995,)
     """Shares of the weight averages kept at each update (0 to below 1); (1 + n) / (10 + n) at update n while that is
@@ -79,15 +67,37 @@ class TrainingSettings:
         """Refuse values that make no sense, naming the setting."""
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("learning_rate", "gradient_clip"):
-            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a number above 0")
-        for name in ("warmup", "weight_decay", "checkpoint_every"):
-            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
+        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a number above 0")
+        require(0 <= self.checkpoint_every < math.inf, "checkpoint_every", self.checkpoint_every, "0 or more")
         decays = self.ema_decays
         fits = len(decays) == len(set(decays)) > 0 and all(0 <= decay < 1 for decay in decays)
         require(fits, "ema_decays", decays, "at least one share from 0 to below 1, each once")
         fits = self.batch_size % self.accumulate == 0
         require(fits, "accumulate", self.accumulate, f"a number that divides batch_size ({self.batch_size})")
+
+
+@dataclass(frozen=True)
+class TrainingSettings(LoopSettings):
+    """How one network is trained by AdamW, whatever it is."""
+
+    warmup: int = 50
+    """Updates over which the learning rate rises from 0 (count)."""
+
+    decay: Literal["linear", "constant"] = "linear"
+    """What the learning rate does after the warm-up: fall to 0 at the last update, or stay."""
+
+    weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW (share of a weight, times the learning rate, per update)."""
+
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient over all weights; a longer one is shortened (loss per unit of weight)."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense, naming the setting."""
+        super().__post_init__()
+        require(0 < self.gradient_clip < math.inf, "gradient_clip", self.gradient_clip, "a number above 0")
+        for name in ("warmup", "weight_decay"):
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
 
 
 def require(fits: bool, name: str, value: object, wanted: str) -> None:

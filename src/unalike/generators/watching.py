@@ -67,7 +67,7 @@ def train_watched(
     """
     if watcher is None:
         training.run()
-        return {decay: training.averaged(decay) for decay in training.settings.ema_decays}, {}
+        return {decay: training.learner.averaged(decay) for decay in training.settings.ema_decays}, {}
     watch = Watch(watcher, training, open_draw)
     if watch.resume():
         training.run(every=watcher.every, look=watch.look)
@@ -94,8 +94,8 @@ class Watch:
         """Draw from the first weight average and have it judged, in the main process; gives whether to go on."""
         training, going = self.training, True
         if training.processes.main:
-            average = training.averaged(training.settings.ema_decays[0])
-            with using(training.network, average):
+            average = training.learner.averaged(training.settings.ema_decays[0])
+            with using(training.learner.network, average):
                 glance = self.watcher.look(self.open_draw(self.watcher.steps), step=training.step)
             if glance.best:
                 self._keep_best()
@@ -108,7 +108,7 @@ class Watch:
         tensors = {
             f"average-{decay}/{name}": tensor
             for decay in training.settings.ema_decays
-            for name, tensor in training.averaged(decay).items()
+            for name, tensor in training.learner.averaged(decay).items()
         }
         kept = Checkpoint(training.step, training.seconds, tensors)
         save_checkpoint(training.out, kept, identity=training.identity, room=BEST, keep=1)
@@ -129,8 +129,10 @@ class Watch:
                 )
             if training.processes.main:
                 tell("No weights were within the budget of copies: the run keeps the last ones.")
-            return {d: training.averaged(d) for d in decays}, {"chosen_step": training.step, "within_budget": False}
-        averages = {
-            decay: {name: kept.tensors[f"average-{decay}/{name}"] for name in training.names} for decay in decays
-        }
+            return {d: training.learner.averaged(d) for d in decays}, {
+                "chosen_step": training.step,
+                "within_budget": False,
+            }
+        names = [name for name, _ in training.learner.network.named_parameters()]
+        averages = {decay: {name: kept.tensors[f"average-{decay}/{name}"] for name in names} for decay in decays}
         return averages, {"chosen_step": kept.step, "within_budget": True}

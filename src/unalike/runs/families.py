@@ -13,7 +13,7 @@ from unalike.folders import Header
 from unalike.generators.settings import DrawSettings
 from unalike.records import Pixels
 
-KINDS = ("diffusion", "gaussian", "memorizer")
+KINDS = ("diffusion", "stylegan", "gaussian", "memorizer")
 
 
 class Sampler(Protocol):
@@ -67,6 +67,12 @@ def find_family(kind: str) -> Family:
             network=True,
             given=True,
         )
+    if kind == "stylegan":
+        from unalike.generators.stylegan import sample as stylegan
+        from unalike.generators.stylegan.settings import StyleganDrawSettings, StyleganSettings
+        from unalike.generators.stylegan.train import train_stylegan
+
+        return Family(StyleganSettings, StyleganDrawSettings, train_stylegan, stylegan.open_stylegan, network=True)
     raise SettingsError(f"there is no generator {kind!r}. There are: {', '.join(KINDS)}.")
 
 

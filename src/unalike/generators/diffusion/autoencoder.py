@@ -22,9 +22,11 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from torch import nn
 
+from unalike.devices import compute_in, resolve_precision
 from unalike.errors import FolderError, SettingsError
 from unalike.generators.data import TrainImages
-from unalike.generators.diffusion.network import compute_in, place_network, resolve_precision
+from unalike.generators.descent import Descent
+from unalike.generators.diffusion.network import place_network
 from unalike.generators.diffusion.settings import NORM_GROUPS, DiffusionSettings
 from unalike.generators.loop import Training, batch_positions
 from unalike.generators.processes import Processes
@@ -122,7 +124,7 @@ class AutoencoderBatch:
 
 @dataclass
 class AutoencoderTask:
-    """What update n of the autoencoder works on, and its loss; see `unalike.generators.loop.Task`.
+    """What update n of the autoencoder works on, and its loss; see `unalike.generators.descent.Task`.
 
     ``drawn`` are positions of channels; ``network`` is a `Reconstruction`; ``seed`` is the autoencoder's own.
     """
@@ -262,17 +264,17 @@ def train_autoencoder(
         precision=resolve_precision(settings.precision, processes.place),
         seed=own,
     )
+    how = training_settings(settings)
     training = Training(
-        task,
-        training_settings(settings),
+        Descent(task, how, seed=own, processes=processes),
+        how,
         out=out,
-        seed=own,
         identity=identity,
         processes=processes,
         checkpoints=CHECKPOINTS,
     )
     training.run()
-    network.load_state_dict(training.averaged(EMA_DECAY))
+    network.load_state_dict(training.learner.averaged(EMA_DECAY))
     _settle(autoencoder)
     scale = measure_scale(autoencoder, task.read, len(images))
     autoencoder.register_to_config(scaling_factor=scale)

@@ -22,16 +22,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from unalike import devices
+from unalike.devices import compute_in, resolve_precision
 from unalike.errors import FolderError
 from unalike.generators.data import PixelScale
 from unalike.generators.diffusion.autoencoder import LatentCodec, open_codec
 from unalike.generators.diffusion.conditions import Asked, Conditioner, Conditions, ask
 from unalike.generators.diffusion.network import (
     Denoiser,
-    compute_in,
     fold_conditions,
     place_network,
-    resolve_precision,
 )
 from unalike.generators.settings import Precision
 from unalike.records import MASK, Pixels

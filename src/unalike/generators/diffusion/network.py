@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,9 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel
 from torch import nn
 
-from unalike import devices
 from unalike.errors import SettingsError
 from unalike.generators.diffusion.conditions import Asked, Conditioner, Conditions
 from unalike.generators.diffusion.settings import BASE_CHANNELS, NORM_GROUPS, DiffusionSettings
-from unalike.generators.settings import Precision
 
 # Sides at which the papers' networks have attention (Nichol and Dhariwal 2021, appendix A).
 ATTENTION_SIDES = range(8, 17)
@@ -202,15 +199,3 @@ def place_network(network: Any, device: torch.device) -> Any:
     channels last (group norm has no quick path there). On CUDA, tensor cores want channels last.
     """
     return network.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
-
-
-def resolve_precision(precision: Precision, device: torch.device) -> str:
-    """``float32`` or ``bfloat16``: what ``precision`` means on ``device``."""
-    if precision == "auto":
-        return "bfloat16" if devices.has_bfloat16(device) else "float32"
-    return precision
-
-
-def compute_in(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Context in which the network computes in ``precision`` (``float32`` or ``bfloat16``)."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

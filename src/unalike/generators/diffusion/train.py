@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from unalike import folders
+from unalike.devices import compute_in, resolve_precision
 from unalike.engine import tell
 from unalike.errors import SettingsError
-from unalike.generators.data import TrainImages
+from unalike.generators.data import TrainImages, refuse_single_patients
+from unalike.generators.descent import Descent
 from unalike.generators.diffusion.augment import Changes, apply_changes, draw_changes
 from unalike.generators.diffusion.autoencoder import LatentCodec, latent_size, train_autoencoder
 from unalike.generators.diffusion.conditions import LABEL, Asked, Conditions, ask_each, find_conditions, hide_conditions
@@ -25,10 +27,8 @@ from unalike.generators.diffusion.network import (
     Denoiser,
     build_network,
     choose_shape,
-    compute_in,
     describe_size,
     place_network,
-    resolve_precision,
 )
 from unalike.generators.diffusion.noise import add_noise, build_scheduler, diffusion_loss
 from unalike.generators.diffusion.sample import DiffusionSampler, Given
@@ -97,10 +97,9 @@ def train_diffusion(
         seed=seed,
     )
     training = Training(
-        task,
+        Descent(task, settings, seed=seed, processes=processes),
         settings,
         out=out,
-        seed=seed,
         identity=identity,
         processes=processes,
         checkpoints=folders.CHECKPOINTS,
@@ -151,26 +150,21 @@ def conditions_of(images: TrainImages, settings: DiffusionSettings) -> Condition
         augment=settings.augment > 0,
     )
     labels = images.cohort.column("label")[images.rows].tolist()
-    known = attributes or [{}] * len(images)
-    refuse_single_patients(conditions, labels, known, images.cohort.column("subject")[images.rows].tolist())
+    subjects = images.cohort.column("subject")[images.rows].tolist()
+    if conditions.labels:
+        refuse_single_patients(labels, subjects)
+    refuse_single_values(conditions, attributes or [{}] * len(images), subjects)
     return conditions
 
 
-def refuse_single_patients(
-    conditions: Conditions, labels: Sequence[str], attributes: Sequence[Mapping[str, str]], subjects: Sequence[str]
+def refuse_single_values(
+    conditions: Conditions, attributes: Sequence[Mapping[str, str]], subjects: Sequence[str]
 ) -> None:
-    """Raise `SettingsError` if a class or value that samples could be asked for is one subject's alone.
+    """Raise `SettingsError` if a value that samples could be asked for is one subject's alone.
 
-    ``labels``, ``attributes`` and ``subjects`` are those of the training images, an entry each. Whoever asked for such
-    a value (a name, a rare site) would ask for that patient. Numbers are left: they are asked for on a scale
-    that all patients share.
+    ``attributes`` and ``subjects`` are those of the training images, an entry each. Numbers are left: they are asked
+    for on a scale that all patients share.
     """
-    for label in conditions.labels:
-        if len({subject for subject, entry in zip(subjects, labels, strict=True) if entry == label}) == 1:
-            raise SettingsError(
-                f"class '{label}' belongs to one patient: asking for it would be asking for that patient. Leave the "
-                "class or the condition out."
-            )
     for attribute in conditions.attributes:
         for value in attribute.values:
             pairs = zip(subjects, attributes, strict=True)
