@@ -25,7 +25,9 @@ from unalike.records import as_json
 SCHEMA = 2
 UNFINISHED = "unfinished.json"
 LOCK = ".lock"
-HEADERS = {kind: f"{kind}.json" for kind in ("cohort", "run", "samples", "audit", "demo", "membership", "steps")}
+HEADERS = {
+    kind: f"{kind}.json" for kind in ("cohort", "run", "samples", "audit", "demo", "membership", "steps", "projection")
+}
 
 IMAGES = "images.zarr"
 RECORDS = "records.parquet"
@@ -129,6 +131,8 @@ def begin_folder(out: Path, *, kind: str, settings: Mapping[str, Any], resumable
         if out.is_dir() and any(entry.name not in begun for entry in out.iterdir()):
             marker = out / UNFINISHED
             if not marker.is_file():
+                if kind_of(out) == kind:
+                    raise FolderError(f"{out} exists already, and is finished. Choose another --out or remove it.")
                 raise FolderError(f"{out} exists already and is not empty. Choose another --out or remove it.")
             found = read_json(marker)
             if found.get("kind") != kind:

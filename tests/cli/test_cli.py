@@ -21,6 +21,7 @@ COMMANDS = (
     "demo",
     "index",
     "inspect",
+    "latent",
     "membership",
     "phantom",
     "prepare",

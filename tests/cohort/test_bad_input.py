@@ -76,7 +76,7 @@ def test_mixed_channels_sizes_and_depths(make_pictures: Callable[..., Path], tmp
     Image.fromarray(random.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(source / "z.png")
     refuse(source, tmp_path / "c", PictureError, "z.png has 3 channels, p0000_0.png has 1. Pass --color")
     Image.fromarray(random.integers(0, 255, (20, 24), dtype=np.uint8)).save(source / "z.png")
-    refuse(source, tmp_path / "c", PictureError, "z.png is 24×20, p0000_0.png is 24×24. Pass --size")
+    refuse(source, tmp_path / "c", PictureError, "z.png is 20 × 24, p0000_0.png is 24 × 24. Pass --size")
     Image.fromarray(random.integers(0, 65535, (24, 24), dtype=np.uint16)).save(source / "z.png")
     refuse(source, tmp_path / "c", PictureError, "z.png has 16 bits, p0000_0.png has 8. Pass --depth")
     skipping = PrepareSettings(on_bad_file="skip")

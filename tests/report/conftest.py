@@ -74,6 +74,7 @@ class FakeAudit:
     modern: bool = True  # False: as the first version wrote it, with one measure and fewer statistics
     poses: tuple[str, ...] = ("as it is",)
     reranked: bool = False
+    diversity: str | None = None  # the verdict; None: as audits were before it was measured
 
     @property
     def subjects(self) -> list[str]:
@@ -148,7 +149,22 @@ class FakeAudit:
             "beyond_holdout": flagged,
             "exposed_subjects": self.train_subjects if flagged else 0,
             "power": self.power_rows() if self.power else [],
-        } | ({"measures": MEASURES} if self.modern else {})
+        } | self.further_content()
+
+    def further_content(self) -> dict[str, Any]:
+        """What earlier versions did not write."""
+        found: dict[str, Any] = {"measures": MEASURES} if self.modern else {}
+        if self.diversity is not None:
+            boot = "bootstrap of subjects"
+            found["diversity"] = {
+                "m": 100,
+                "samples_mean": Estimate(0.912, 0.901, 0.923, 100, boot),
+                "train_mean": Estimate(0.734, 0.721, 0.745, 100, boot),
+                "alike": Estimate(0.62, 0.517, 0.715, 100, "Clopper–Pearson"),
+                "spread": Estimate(1.25, 0.9, 1.5, 100, boot),
+                "verdict": self.diversity,
+            }
+        return found
 
     def estimates(self, highest: Mapping[str, npt.NDArray[np.float64]], flagged: int) -> dict[str, Any]:
         """Estimates with plausible intervals; undefined without a holdout."""

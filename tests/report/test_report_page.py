@@ -331,6 +331,47 @@ def test_an_audit_of_the_first_version_still_has_a_page(make_audit: MakeAudit, s
     assert "earlier version" not in visible(write_report(make_audit("modern"), shareable=shareable))
 
 
+def test_diversity_stands_in_its_section_with_the_warning_first(make_audit: MakeAudit) -> None:
+    page = write_report(make_audit(diversity="alike"))
+    text = visible(page)
+    section = text[text.index("Diversity The samples are alike: 62.0% (51.7% to 71.5%) of 100 samples") :]
+    assert section.index("says little about a generator that draws one picture") < section.index("0.912 0.901 to 0.923")
+    assert "0.734 0.721 to 0.745" in section
+    assert "1.250 0.900 to 1.500" in section
+    assert section.index("Diversity") < section.index("The pairs that look most like copies")
+    varied = visible(write_report(make_audit("varied", diversity="varied")))
+    assert "Diversity No sign that the samples are alike: 62.0%" in varied
+    unclear = visible(write_report(make_audit("unclear", diversity="cannot tell"), shareable=True))
+    assert "Diversity Whether the samples are alike cannot be told from 100 of them" in unclear
+
+
+def test_an_audit_without_diversity_has_no_such_section(make_audit: MakeAudit, tmp_path: Path) -> None:
+    both = [make_audit("old"), make_audit("new", diversity="varied")]
+    assert read_audit(both[0], shareable=True).diversity is None
+    assert "Diversity" not in visible(write_report(both[0]))
+    html = read(write_report(both, out=tmp_path / "both.html"))
+    # The second of the two has one, under a heading of the third rank.
+    assert re.findall(r'<h(\d) id="([^"]*-diversity)">', html) == [("3", "audit-2-diversity")]
+    assert html.index('id="audit-2"') < html.index('id="audit-2-diversity"')
+    Page(html)
+
+
+def test_undefined_diversity_is_a_word_and_an_unknown_one_damage(make_audit: MakeAudit) -> None:
+    folder = make_audit(diversity="cannot tell")
+    nothing = {"value": None, "low": None, "high": None, "n": 1, "method": "", "confidence": 0.95}
+    names = ("samples_mean", "train_mean", "alike", "spread")
+    edit_header(folder, lambda content: content["diversity"].update(dict.fromkeys(names, nothing), m=1))
+    html = read(write_report(folder))
+    assert "nan" not in visible(folder / "report.html").lower().split()
+    assert html.count("undefined") >= 4
+    edit_header(folder, lambda content: content["diversity"].update(verdict="splendid"))
+    with pytest.raises(FolderError, match=r"audit\.json is damaged .*splendid"):
+        write_report(folder)
+    edit_header(folder, lambda content: content["diversity"].pop("verdict"))
+    with pytest.raises(FolderError, match=r"audit\.json is damaged .*verdict"):
+        write_report(folder)
+
+
 def test_an_unknown_pose_is_a_damaged_audit(make_audit: MakeAudit) -> None:
     with pytest.raises(FolderError, match=r"evidence\.npz is damaged .*sideways"):
         write_report(make_audit(poses=("sideways",)))

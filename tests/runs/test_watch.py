@@ -151,6 +151,42 @@ def test_both_roles_are_compared_with_as_many_images(cohort: Path, tmp_path: Pat
     np.testing.assert_array_equal(others, watcher._alike("holdout"))
 
 
+def test_samples_of_one_picture_are_alike_and_it_is_told(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("unalike.runs.watch.tell", told.append)
+    watcher = open_watcher(cohort, tmp_path / "out", samples=60)
+    random = np.random.default_rng(5)
+    one = draw_person(random, size=SIZE)[None].astype(int)
+    noise = random.integers(-2, 3, (60, 1, SIZE, SIZE))
+    shown = {
+        2: np.clip(np.repeat(one, 60, axis=0) + noise, 0, 255).astype(np.uint8),
+        4: np.stack([draw_person(random, size=SIZE) for _ in range(60)]),
+    }
+    for step, samples in shown.items():
+        watcher.record(watcher.look(lambda _, drawn=samples: drawn, step=step))
+    lines = [json.loads(line) for line in (watcher.out / "watch.jsonl").read_text().splitlines()]
+    assert lines[0]["alike"] == 1
+    assert lines[1]["alike"] < 0.25
+    looks = [text for text in told if text.startswith("step ")]
+    assert "; alike 100 %" in looks[0]
+    assert "alike" not in looks[1]
+    assert list(watcher.thresholds) == [50]  # once, with as many images as there are subjects
+
+
+def test_training_images_are_as_varied_as_training_images(watcher: LiveWatcher, cohort: Path) -> None:
+    train = read_role(cohort, "train")
+    assert 0.02 <= watcher.judge(train)["alike"] <= 0.06
+    assert watcher.judge(np.full((3, 1, SIZE, SIZE), 7, np.uint8))["alike"] == 1
+
+
+@pytest.mark.parametrize(("samples", "alike", "said"), [(50, 0.62, "; alike 62 %"), (50, 0.3, ""), (19, 1.0, "")])
+def test_alike_is_said_only_where_it_is_sure(watcher: LiveWatcher, samples: int, alike: float, said: str) -> None:
+    assert watcher._tell_alike({"samples": samples, "alike": alike}) == said
+    assert watcher._tell_alike({"samples": 1, "alike": np.nan}) == ""
+
+
 def test_the_level_is_raised_to_what_the_holdout_can_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watcher: LiveWatcher
 ) -> None:

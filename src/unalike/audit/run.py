@@ -18,6 +18,7 @@ from unalike.audit import calibrate as calibration_room
 from unalike.audit.blocks import BlockExaminer, Workshop, open_workshop
 from unalike.audit.calibrate import Calibration
 from unalike.audit.channels import correlate_by_channel
+from unalike.audit.diversity import Diversity, measure_diversity
 from unalike.audit.evidence import Evidence, Measure, pose_names
 from unalike.audit.exposure import ExposedSubject, count_exposure, find_culprits
 from unalike.audit.power import PowerRow, measure_power
@@ -48,6 +49,7 @@ class AuditResult:
     power: tuple[PowerRow, ...]
     measures: tuple[Measure, ...]
     volumes: tuple[VolumeVote, ...]
+    diversity: Diversity
     flagged: int
     beyond_holdout: int
     exposed_subjects: int
@@ -136,6 +138,7 @@ def _audit(
         level=settings.level,
     )
     undefined = int(np.isnan(copied.highest).sum())
+    diversity = measure_diversity(roles.synthetic, roles.train, channels=channels, seed=seed, device=device)
     estimates = _estimate(comparisons, calibration, exposed, seed)
     result = AuditResult(
         path=out,
@@ -145,7 +148,7 @@ def _audit(
             exposed_subjects=len(exposed),
             power=power,
             volumes=votes,
-            warnings=[*roles.warnings, *_constant(undefined)],
+            warnings=[*diversity.warnings(), *roles.warnings, *_constant(undefined)],
         ),
         counts=_count(roles, undefined),
         calibration=calibration.summary(),
@@ -154,6 +157,7 @@ def _audit(
         power=tuple(power),
         measures=tuple(evidence.measures),
         volumes=tuple(votes),
+        diversity=diversity,
         flagged=int(calibration.flagged.sum()),
         beyond_holdout=int(calibration.beyond.sum()),
         exposed_subjects=len(exposed),

@@ -25,6 +25,7 @@ from unalike.cli.cohort import cohort
 from unalike.cli.demo import demo
 from unalike.cli.index import index
 from unalike.cli.inspect import inspect
+from unalike.cli.latent import latent
 from unalike.cli.membership import membership
 from unalike.cli.phantom import phantom
 from unalike.cli.prepare import prepare
@@ -90,6 +91,7 @@ def build_app(config: Path | None = None) -> App:
     )
     app.command(train)
     app.command(cohort)
+    app.command(latent)
     for command in _COMMANDS:
         app.command(command)
     return app
@@ -123,7 +125,7 @@ def _check_toml(config: Path) -> None:
         raise SettingsError(f"--config {config} does not exist or cannot be read. Check the path.") from error
     except ValueError as error:
         raise SettingsError(f"--config {config} is no TOML file ({error}). Mend it.") from error
-    names = {function.__name__ for function in _COMMANDS} | {"train"}
+    names = {function.__name__ for function in _COMMANDS} | {"train", "latent"}
     kinds = {"diffusion", "gaussian", "memorizer"}
     unknown = [name for name, table in tables.items() if name not in names or not isinstance(table, dict)]
     trained = tables.get("train", {})

@@ -56,6 +56,7 @@ def audit(
     from unalike.errors import FolderError
     from unalike.report import write_report
     from unalike.report.statistics import brief_lines
+    from unalike.report.words import describe_diversity
 
     settings.check()
     for path in (synthetic, against, train, holdout):
@@ -87,4 +88,6 @@ def audit(
     verdict = result.verdict
     lines = [f"{verdict.decision.upper()}: {verdict.headline}", *verdict.warnings, *verdict.reasons]
     lines += [f"{name}: {value}" for name, value in brief_lines(result.estimates)]
+    found = result.diversity
+    lines.append(f"diversity: {describe_diversity(found.verdict, m=found.m, alike=found.alike, spread=found.spread)}")
     print("\n".join([*lines, f"report: {page}"]))

@@ -79,7 +79,8 @@ def prepare(
     subjects = {role: len(set(cohort.column("subject")[cohort.rows(role)])) for role in ("train", "holdout")}
     images = {role: len(cohort.rows(role)) for role in subjects}
     summary = (
-        f"{out}: {len(cohort)} images of {cohort.size[1]}×{cohort.size[0]} pixels, {', '.join(cohort.channels)}; "
+        f"{out}: {len(cohort)} images of {cohort.size[0]} × {cohort.size[1]} pixels (height × width), "
+        f"{', '.join(cohort.channels)}; "
         f"train {images['train']} images of {subjects['train']} subjects, "
         f"holdout {images['holdout']} images of {subjects['holdout']} subjects"
     )

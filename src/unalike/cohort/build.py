@@ -365,7 +365,7 @@ def _describe_misfit(image: Pixels, writer: ImageWriter, name: str, first: str) 
     if image.shape[0] != channels:
         return f"{name} has {image.shape[0]} channels, {first} has {channels}. Pass --color gray or rgb."
     if image.shape[1:] != (height, width):
-        return f"{name} is {image.shape[2]}×{image.shape[1]}, {first} is {width}×{height}. Pass --size."
+        return f"{name} is {image.shape[1]} × {image.shape[2]}, {first} is {height} × {width}. Pass --size."
     if image.dtype != writer.dtype:
         bits, wanted = (8 * dtype.itemsize for dtype in (image.dtype, writer.dtype))
         return f"{name} has {bits} bits, {first} has {wanted}. Pass --depth 8 or 16."

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from unalike import folders
+from unalike.engine import tell
 from unalike.errors import FolderError, RunError
 
 STATE = "state.safetensors"
@@ -69,7 +70,7 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint, *, identity: str, room: s
         clear_halves(place)
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise RunError(
-            f"{final} cannot be written ({said}). Earlier checkpoints stay: make room and repeat the command to go on."
+            f"{final} cannot be written ({said}). What was written before stays: make room, then repeat the command."
         ) from error
     return final
 
@@ -90,6 +91,7 @@ def load_newest_checkpoint(out: Path, *, identity: str, room: str) -> Checkpoint
             progress = folders.read_json(place / PROGRESS)
             tensors = load_file(place / STATE)
         except (FolderError, SafetensorError, OSError):
+            tell(f"{place} is damaged: going on from the checkpoint before it, or from the start.")
             continue
         if progress.get("format") != FORMAT:
             raise FolderError(

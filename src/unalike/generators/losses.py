@@ -2,8 +2,8 @@
 
 A model is fitted to make a loss small on its training images, so the loss of an image says something about whether it
 was among them (Yeom et al. 2018). For diffusion it is the denoising error at several noise levels (Matsumoto, Miura
-and Yanai 2023; Carlini et al. 2023, section 5); for the Gaussian control the negative log-likelihood; for the
-memorizer the distance to the nearest image it keeps.
+and Yanai 2023; Carlini et al. 2023, section 5); for a StyleGAN how far the nearest image that it can draw is away; for
+the Gaussian control the negative log-likelihood; for the memorizer the distance to the nearest image it keeps.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from unalike.generators.data import PixelScale
 from unalike.generators.diffusion.model import DiffusionModel, open_model
 from unalike.generators.diffusion.noise import alpha_bars, to_noise
 from unalike.generators.settings import DrawSettings
+from unalike.generators.stylegan.model import StyleganModel
+from unalike.generators.stylegan.model import open_model as open_stylegan
+from unalike.generators.stylegan.project import project_images
+from unalike.generators.stylegan.settings import ProjectionSettings
 from unalike.records import FloatArray, Pixels
 from unalike.seeds import generator_for
 
@@ -107,6 +111,26 @@ class DiffusionLosses:
                 error = epsilon - to_noise(predicted, x_t, alpha_bar, model.scheduler.config.prediction_type)
                 found[:, level] += error.square().mean(dim=(1, 2, 3)).cpu().numpy() / self.draws
         return found
+
+
+@dataclass(frozen=True)
+class StyleganLosses:
+    """How badly the generator reproduces an image: log of the squared distance to its projection (`project_images`).
+
+    Into W, one style for all layers as the generator itself uses, and into W+, a style of each layer's own. A distance
+    is the root mean squared difference in grey levels of 255, here after ``steps`` updates.
+    """
+
+    model: StyleganModel
+    steps: int = 100
+    name: str = "stylegan"
+    levels: tuple[str, ...] = ("projected into W", "projected into W+")
+
+    def losses(self, images: Pixels, *, seed: int) -> FloatArray:
+        """Log squared distances (n, 2) of images (n, C, H, W); an image's loss depends on it alone."""
+        settings = (ProjectionSettings(steps=self.steps, space="w"), ProjectionSettings(steps=self.steps, space="w+"))
+        found = [project_images(self.model, images, settings=each, seed=seed).distances for each in settings]
+        return np.log(np.maximum(np.square(np.stack(found, axis=1)), LEAST_ERROR))
 
 
 @dataclass(frozen=True)
@@ -206,6 +230,10 @@ def _open_diffusion(run: Path, content: Mapping[str, Any], device: str) -> Losse
     return DiffusionLosses(model, tuple(times))
 
 
+def _open_stylegan(run: Path, content: Mapping[str, Any], device: str) -> Losses:
+    return StyleganLosses(open_stylegan(run / folders.MODEL, content=content, device=device, precision="float32"))
+
+
 def _open_gaussian(run: Path, content: Mapping[str, Any], device: str) -> Losses:
     return GaussianLosses(open_gaussian(run, content=content, settings=DrawSettings(), device=device).model)
 
@@ -215,4 +243,9 @@ def _open_memorizer(run: Path, content: Mapping[str, Any], device: str) -> Losse
     return MemorizerLosses(sampler.images, PixelScale.from_content(content).highest)
 
 
-_OPENERS = {"diffusion": _open_diffusion, "gaussian": _open_gaussian, "memorizer": _open_memorizer}
+_OPENERS = {
+    "diffusion": _open_diffusion,
+    "stylegan": _open_stylegan,
+    "gaussian": _open_gaussian,
+    "memorizer": _open_memorizer,
+}

@@ -24,6 +24,7 @@ from unalike.report.poses import AS_IT_IS
 from unalike.report.read import COMPARISONS, Audit, Pairs, read_audit
 from unalike.report.statistics import PER_COMPARISON, STATISTICS, Statistic
 from unalike.report.words import (
+    describe_diversity,
     format_count,
     format_number,
     format_percent,
@@ -43,6 +44,27 @@ NEED_FLAGS = (
     "further_subjects_if_doubled",
 )
 ICONS = {"copies found": "copies", "no copies found": "clear"}
+# One audit's section; audits that were made before it was measured have none.
+DIVERSITY = """\
+{% import "parts.html.j2" as parts %}
+{% set found = view.audit.diversity %}
+{% set words = describe_diversity(found.verdict, m=found.m, alike=found.alike, spread=found.spread) %}
+<section aria-labelledby="{{ view.anchor }}-diversity">
+  <h{{ level }} id="{{ view.anchor }}-diversity">Diversity</h{{ level }}>
+  {% if found.verdict == "alike" %}
+  <div class="warnings"><p><strong>{{ words }}</strong></p></div>
+  {% else %}
+  <p>{{ words }}</p>
+  {% endif %}
+  <dl class="cards">
+    <div><dt>Samples closer to another than 95% of patients</dt><dd>{{ parts.share(found.alike) }}</dd></div>
+    <div><dt>Mean highest correlation with another sample</dt><dd>{{ parts.correlation(found.samples_mean) }}</dd></div>
+    <div><dt>The same of training images, one a patient</dt><dd>{{ parts.correlation(found.train_mean) }}</dd></div>
+    <div><dt>Variance, of that of training images</dt><dd>{{ parts.correlation(found.spread) }}</dd></div>
+  </dl>
+  <p class="soft">Kinds of patients that are missing do not show here, as long as samples differ.</p>
+</section>
+"""
 DISTRIBUTIONS = {
     "highest-correlations": ("synthetic-train", "holdout-train"),
     "highest-correlations-with-holdout": ("synthetic-train", "synthetic-holdout"),
@@ -347,7 +369,7 @@ def _environment() -> jinja2.Environment:
 def _render(views: Sequence[AuditView], *, title: str | None, shareable: bool, overview: Markup | None) -> str:
     default = f"Comparison of {len(views)} audits" if len(views) > 1 else views[0].audit.name
     try:
-        return (
+        html = (
             _environment()
             .get_template("page.html.j2")
             .render(
@@ -366,6 +388,18 @@ def _render(views: Sequence[AuditView], *, title: str | None, shareable: bool, o
                 made_by=folders.made_by(),
             )
         )
+        return functools.reduce(functools.partial(_with_diversity, level=2 if len(views) == 1 else 3), views, html)
     except (jinja2.UndefinedError, KeyError, TypeError) as error:
         damaged = ", ".join(str(view.audit.header.path) for view in views)
         raise FolderError(f"{damaged} lacks something a report needs ({error}). Run the audit again.") from error
+
+
+def _with_diversity(html: str, view: AuditView, *, level: int) -> str:
+    """The page with this audit's section on diversity, before its pairs; ``level`` is the rank of its heading."""
+    if view.audit.diversity is None:
+        return html
+    section = _environment().from_string(DIVERSITY)
+    # Text that was given is escaped, so this is found in no other place.
+    before, pairs, after = html.partition(f'<section aria-labelledby="{view.anchor}-pairs">')
+    shown = section.render(view=view, level=level, describe_diversity=describe_diversity)
+    return f"{before}{shown}{pairs}{after}"

@@ -23,6 +23,7 @@ from unalike.errors import FolderError
 from unalike.records import Estimate, FloatArray, IntArray, TextArray, estimate_from_json
 from unalike.report.poses import AS_IT_IS, lay_like_query
 from unalike.report.statistics import PER_COMPARISON
+from unalike.report.words import DIVERSITY_VERDICTS
 from unalike.seeds import generator_for
 from unalike.stats.intervals import estimate_mean
 
@@ -163,8 +164,27 @@ class Reranked:
 
 
 @dataclass(frozen=True)
+class Diversity:
+    """How varied ``m`` samples are beside images of as many training subjects.
+
+    Mean highest correlation with another image of the same set, share of samples that are alike, and total variance of
+    the samples over that of the training images.
+    """
+
+    m: int
+    samples_mean: Estimate
+    train_mean: Estimate
+    alike: Estimate
+    spread: Estimate
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Audit:
-    """All that a page says about one audit. ``pairs`` is None in a shareable report: it was never read."""
+    """All that a page says about one audit. ``pairs`` is None in a shareable report: it was never read.
+
+    ``diversity`` is None in audits that were made before it was measured.
+    """
 
     folder: Path
     header: folders.Header
@@ -180,6 +200,7 @@ class Audit:
     exposure: tuple[Exposed, ...]
     queries: Queries
     reranked: tuple[Reranked, ...]
+    diversity: Diversity | None
     pairs: Pairs | None
 
     @property
@@ -245,6 +266,7 @@ def read_audit(folder: Path, *, shareable: bool) -> Audit:
             for row in content.get("measures") or []
         )
         power = tuple(read_power(row) for row in content.get("power") or [])
+        diversity = _read_diversity(content.get("diversity"))
     queries, best = _read_queries(folder), _read_best(folder)
     return Audit(
         folder=folder,
@@ -261,6 +283,7 @@ def read_audit(folder: Path, *, shareable: bool) -> Audit:
         exposure=exposure,
         queries=queries,
         reranked=_read_reranked(folder, header, best=best, queries=queries),
+        diversity=diversity,
         pairs=None if shareable else _read_pairs(folder, queries, channels=channels, compared=compared, size=size),
     )
 
@@ -295,6 +318,16 @@ def read_power(row: Mapping[str, Any]) -> Power:
     """Read one change from an audit's header, of any version."""
     alone = {str(name): _number(share) for name, share in (row.get("by_measure") or {}).items()}
     return Power(str(row["change"]), _estimate(row.get("planted")), _estimate(row.get("sham")), alone)
+
+
+def _read_diversity(entry: Mapping[str, Any] | None) -> Diversity | None:
+    if entry is None:
+        return None
+    verdict = str(entry["verdict"])
+    if verdict not in DIVERSITY_VERDICTS:
+        raise ValueError(f"its diversity is {verdict!r}")
+    names = ("samples_mean", "train_mean", "alike", "spread")
+    return Diversity(m=int(entry["m"]), verdict=verdict, **{name: estimate_from_json(entry[name]) for name in names})
 
 
 def _read_best(folder: Path) -> pa.Table:

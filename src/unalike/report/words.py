@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 from unalike.records import Estimate
 
 UNDEFINED = "undefined"
+DIVERSITY_VERDICTS = ("alike", "varied", "cannot tell")
 Kind = Literal["correlation", "share", "bound", "count"]
 
 
@@ -73,3 +74,21 @@ def format_estimate(estimate: Estimate, kind: Kind) -> str:
     if not _defined(estimate.value) or not _defined(estimate.low):
         return value
     return f"{value} ({format_value(estimate.low, kind)} to {format_value(estimate.high, kind)})"
+
+
+def describe_diversity(verdict: str, *, m: int, alike: Estimate, spread: Estimate) -> str:
+    """Say how varied ``m`` samples are: what an audit found (one of `DIVERSITY_VERDICTS`), and its numbers."""
+    share = f"{format_estimate(alike, 'share')} of {format_count(m)} samples"
+    than = "come closer to another sample than 95% of training patients come to another patient (about 5% is expected)"
+    varied = f"The samples vary {format_number(spread.value, 2)} times as much as training images."
+    if verdict == "alike":
+        return (
+            f"The samples are alike: {share} {than}: mode collapse, blur, or a few training images drawn again and "
+            f"again. A copy rate of 0 says little about a generator that draws one picture. {varied}"
+        )
+    if verdict == "varied":
+        return f"No sign that the samples are alike: {share} {than}. {varied}"
+    return (
+        f"Whether the samples are alike cannot be told from {format_count(m)} of them: at least 20 samples and 20 "
+        "training subjects are needed."
+    )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from unalike import folders
 from unalike.cohort.store import open_images
+from unalike.engine import tell
 from unalike.errors import InputError, PictureError, SettingsError
 from unalike.images.pictures import change_depth, read_picture
 from unalike.records import MASK, Pixels
@@ -108,6 +109,10 @@ def _read(place: Path, channels: tuple[str, ...], size: tuple[int, int], content
             raise InputError(f"{place} has channels {', '.join(opened.channels)}, the run has {', '.join(channels)}.")
         images = opened.read(np.arange(len(opened)))
     else:
+        tell(
+            f"{place} holds pictures of unknown origin: what is kept of them is in the samples. If they show patients, "
+            "so will the samples, and no audit can say otherwise."
+        )
         if len(channels) > 1 and channels != ("red", "green", "blue"):
             raise InputError(
                 f"{place} holds pictures, but the run has the channels {', '.join(channels)}. Give a samples folder."

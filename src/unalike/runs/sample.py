@@ -139,8 +139,13 @@ def check_order(
         raise SettingsError(f"--count {count}: draw at least 1 sample.")
     if given is not None and not family.given:
         raise SettingsError(f"given images are for diffusion; this run is a {kind}. Leave them out.")
-    if given is not None and given.interpolate is not None and (first_seed or guard is not None or count < 2):
-        raise SettingsError("--interpolate goes with a --count of 2 or more, and without --first-seed and --guard.")
+    if given is not None and given.interpolate is not None:
+        for end in given.interpolate:
+            check_seed("interpolate", end)
+        if first_seed or guard is not None:
+            raise SettingsError("--interpolate goes without --first-seed and --guard: leave them out.")
+        if count < 2:
+            raise SettingsError(f"--count {count}: --interpolate needs 2 or more, the two ends.")
     if rejected is not None and guard is None:
         raise SettingsError("--rejected is where samples go that a guard rejects: give --guard COHORT.")
     if rejected is not None and Path(rejected).resolve() == out.resolve():
@@ -274,11 +279,16 @@ class Drawing:
         place.parent.mkdir(exist_ok=True)
         pixels = self.sampler.draw(seeds)
         temporary = place.with_suffix(".partial")
-        with temporary.open("wb") as stream:
-            np.save(stream, pixels, allow_pickle=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(place)
+        try:
+            with temporary.open("wb") as stream:
+                np.save(stream, pixels, allow_pickle=False)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(place)
+        except OSError as error:
+            raise RunError(
+                f"{place} cannot be written ({error}). What was drawn before stays: make room and repeat the command."
+            ) from error
 
     def read_part(self, seeds: Sequence[int]) -> Pixels:
         """The pixels of a batch that was drawn."""

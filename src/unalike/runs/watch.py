@@ -2,7 +2,8 @@
 
 Each look draws the same few hundred noises from the weights as they are and writes one line to ``watch.jsonl``: the
 share of samples flagged as copies, the mean highest correlation with train and with holdout images (as many of one as
-of the other), and the Fréchet distance to the cohort's train images. ``watch.png`` shows them against the updates.
+of the other), the Fréchet distance to the cohort's train images, and the share of samples that are alike, closer to one
+another than patients are. ``watch.png`` shows all but the last against the updates.
 
 What a look says is internal to the house, but names and shows nobody.
 """
@@ -21,7 +22,17 @@ import torch
 
 from unalike import folders
 from unalike.audit.changes import change_images
+from unalike.audit.diversity import (
+    count_images,
+    highest_among,
+    highest_in_set,
+    judge_diversity,
+    pick_one_each,
+    share_alike,
+    threshold_of,
+)
 from unalike.audit.index import CopyIndex
+from unalike.audit.sets import ImageSet
 from unalike.engine import tell
 from unalike.errors import SettingsError
 from unalike.fidelity.features import CohortFeatures, embed_cached, open_own_features
@@ -56,6 +67,7 @@ class LiveWatcher:
     seed: int
     place: torch.device
     lines: dict[int, dict[str, Any]] = field(init=False)
+    thresholds: dict[int, float] = field(init=False, default_factory=dict)  # of alike samples, by their number
 
     def __post_init__(self) -> None:
         """Read what was seen before an interruption.
@@ -169,6 +181,7 @@ class LiveWatcher:
             "highest_holdout": self._highest(samples, self._alike("holdout")),
             "frechet_train": frechet_distance(self.features.embed(samples), train),
             "frechet_holdout_train": yardstick,
+            "alike": self._share_alike(samples).value,
         }
 
     def _alike(self, role: str) -> IntArray:
@@ -177,6 +190,33 @@ class LiveWatcher:
         count = min(map(len, sides.values()))
         rows = sides[role]
         return np.sort(generator_for(0, f"watch {role}").permutation(rows)[:count])
+
+    @cached_property
+    def train(self) -> ImageSet:
+        """The images that the generator is trained on, of whichever subjects."""
+        return ImageSet(self.images.cohort, self.images.rows)
+
+    def _count_compared(self, samples: int) -> int:
+        """How many of so many samples are held against one another, and how many train images, each of one subject."""
+        return count_images(samples, len(np.unique(self.train.subjects)))
+
+    def _share_alike(self, samples: Pixels) -> Estimate:
+        """Share of samples that come closer to another than train images of as many subjects come to one another."""
+        m = self._count_compared(len(samples))
+        if m not in self.thresholds:  # the same at every look
+            chosen = pick_one_each(self.train, m, generator_for(0, "watch diversity train"))
+            highest = highest_in_set(chosen, channels=self.index.channels, device=torch.device("cpu"))
+            self.thresholds[m] = threshold_of(highest)
+        rows = np.sort(generator_for(0, "watch diversity samples").permutation(len(samples))[:m])
+        return share_alike(highest_among(samples[rows], channels=self.index.channels), self.thresholds[m])
+
+    def _tell_alike(self, line: Mapping[str, Any]) -> str:
+        """A word about samples that are alike; nothing about others."""
+        m = self._count_compared(int(line["samples"]))
+        if not m or not np.isfinite(line["alike"]):
+            return ""
+        share = estimate_share(round(line["alike"] * m), m)
+        return f"; alike {100 * share.value:.0f} %" if judge_diversity(share, m) == "alike" else ""
 
     def _highest(self, samples: Pixels, rows: IntArray) -> float:
         """Mean over the samples of the highest correlation with the images ``rows``."""
@@ -195,7 +235,9 @@ class LiveWatcher:
             f"step {line['step']}: {line['flagged']} of {line['samples']} samples look like copies, mean highest "
             f"correlation {line['highest_train']:.3f} with train and {line['highest_holdout']:.3f} with as many "
             f"holdout images, Fréchet distance {line['frechet_train']:.3g} (holdout: "
-            f"{line['frechet_holdout_train']:.3g})" + ("" if line["within_budget"] else "; beyond the budget of copies")
+            f"{line['frechet_holdout_train']:.3g})"
+            + self._tell_alike(line)
+            + ("" if line["within_budget"] else "; beyond the budget of copies")
         )
 
 

@@ -2,17 +2,18 @@
 
 Karras et al. (2020, "Analyzing and Improving the Image Quality of StyleGAN", section 5 and appendix D) look for one
 style w for all layers; Abdal, Qin and Wonka (2019) for one of each layer's own, in W+, which reproduces more of any
-image. Adam starts at the mean style, its learning rate rises and falls, and noise on the style, less and less of it,
-keeps the search from the nearest valley.
+image. Adam starts at the mean style, and its learning rate rises and falls.
 
-Three things differ from the papers. The distance is the squared error of pixels, at full resolution and at each half
-of it: a learned perceptual distance needs a network trained on photographs, which is neither at hand nor made for
-medical images. The noise of the layers is fixed at zero: optimized as well, as in appendix D, it is a number a pixel
-that would draw any image, whether or not the generator knows anything of it. And of all updates the best is kept.
+What differs from the papers. The loss is the squared error of pixels, at full resolution and at each half of it: a
+learned perceptual distance needs a network trained on photographs, which is neither at hand nor made for medical
+images. The noise of the layers is fixed at zero: optimized as well, as in appendix D, it is a number a pixel, which
+would draw any image, whether or not the generator knows anything of it. There is no noise on the style either, which
+made no difference here, so that of all updates the best can be kept.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,13 +21,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from unalike.errors import InputError
+from unalike.generators.stylegan.layers import downsample
 from unalike.generators.stylegan.model import StyleganModel
 from unalike.generators.stylegan.settings import ProjectionSettings
 from unalike.records import FloatArray, Pixels
 
 RISE, FALL = 0.05, 0.25  # shares of the updates over which the learning rate rises and falls (appendix D)
-NOISY = 0.75  # share of the updates with noise on the style (appendix D)
-SPREAD_DRAWS = 1024  # styles whose spread is the unit of that noise
+COARSE = 0.5  # share of the updates over which coarser resolutions count, less and less
+TIED = 0.5  # share of the updates in which all layers share one style
 
 
 @dataclass(frozen=True)
@@ -52,37 +55,42 @@ def project_images(
     seed: int,
     progress: Callable[[int, str], None] | None = None,
 ) -> Projection:
-    """Find styles from which ``model`` draws ``images`` (n, C, H, W), pixels of its own kind and size.
+    """Find styles from which ``model`` draws ``images`` (n, C, H, W), pixels of the size and type that it draws.
 
     A generator with classes starts from the mean style of the class whose mean image is nearest; no label is asked
-    for. Each image is searched for on its own: all meet the same noise, which follows from ``seed``, and neighbours
-    change nothing, to the last bit on one machine, as the network always works on ``settings.batch_size`` images. It
-    computes in float32 whatever the model's precision. ``progress(count, text)`` is called after each such group.
+    for. Each image is searched for on its own, and its neighbours change nothing, to the last bit on one machine: the
+    network always works on ``settings.batch_size`` images. It computes in float32 whatever the model's precision.
+    Nothing is random: ``seed`` changes nothing. ``progress(count, text)`` is called after each group of images.
 
     Raises `InputError` if the images are not of the size, channels and type that the model draws.
     """
+    del seed
     _check(model, images)
-    with torch.no_grad():
-        start = _Start.of(model)
-    count, shape = len(images), model.shape
+    count, shape, highest = len(images), model.shape, model.scale.highest
     found = Projection(
         styles=np.empty((count, shape.layers, shape.latent), np.float32),
         images=np.empty_like(images),
         distances=np.empty(count),
         start=np.empty(count),
     )
+    with torch.no_grad():
+        centres = model.centres()
+        pictures = _draw(model, centres[:, None])
     for begin in range(0, count, settings.batch_size):
         group = images[begin : begin + settings.batch_size]
-        filled = np.concatenate([group, np.repeat(group[-1:], settings.batch_size - len(group), axis=0)])
-        part = slice(begin, begin + len(group))
-        styles, first = _search(model, filled, start, settings, seed)
+        size, part = len(group), slice(begin, begin + len(group))
+        filled = np.concatenate([group, np.repeat(group[-1:], settings.batch_size - size, axis=0)])
+        wanted = model.encode(filled)
+        nearest = [int(_errors(pictures, image).argmin()) for image in wanted]
+        styles = _search(model, wanted, centres[nearest], settings)
         with torch.no_grad():
-            drawn = model.decode(_draw(model, styles))[: len(group)]
-        found.styles[part], found.images[part] = styles.cpu().numpy()[: len(group)], drawn
-        found.start[part] = grey_distance(first[: len(group)], group, highest=model.scale.highest)
-        found.distances[part] = grey_distance(drawn, group, highest=model.scale.highest)
+            drawn = model.decode(_draw(model, styles))[:size]
+        found.styles[part] = styles.expand(-1, shape.layers, -1)[:size].cpu().numpy()
+        found.images[part] = drawn
+        found.distances[part] = grey_distance(drawn, group, highest=highest)
+        found.start[part] = grey_distance(model.decode(pictures[nearest])[:size], group, highest=highest)
         if progress is not None:
-            progress(len(group), f"off by {np.median(found.distances[part]):.1f} grey levels")
+            progress(size, f"off by {np.median(found.distances[part]):.1f} grey levels")
     return found
 
 
@@ -91,3 +99,75 @@ def grey_distance(drawn: Pixels, given: Pixels, *, highest: int) -> FloatArray:
     difference = (drawn.astype(np.float64) - given).reshape(len(given), -1)
     distance: FloatArray = np.sqrt(np.square(difference).mean(axis=1)) * (255 / highest)
     return distance
+
+
+def _check(model: StyleganModel, images: Pixels) -> None:
+    height, width = model.shape.sizes[-1]
+    if images.shape[1:] != (model.shape.channels, height, width) or images.dtype != model.scale.dtype:
+        raise InputError(
+            f"images of {' × '.join(map(str, images.shape[1:]))} of {images.dtype}: this generator draws "
+            f"{model.shape.channels} × {height} × {width} of {model.scale.dtype}. Prepare them as its cohort was."
+        )
+
+
+def _draw(model: StyleganModel, styles: torch.Tensor) -> torch.Tensor:
+    """Images (B, C, H, W) of styles (B, layers or 1, latent), in float32 and without noise."""
+    # In half precision the gradient of a small difference would be lost.
+    with torch.autocast(model.place.type, enabled=False):
+        return model.network.synthesize(styles.expand(-1, model.shape.layers, -1))
+
+
+def _search(
+    model: StyleganModel, wanted: torch.Tensor, start: torch.Tensor, settings: ProjectionSettings
+) -> torch.Tensor:
+    """The best styles (B, layers or 1, latent) on the way from ``start`` (B, latent) to ``wanted`` (B, C, H, W).
+
+    The best are those with the smallest squared error of pixels, the start among them.
+    """
+    layers = model.shape.layers if settings.space == "w+" else 1
+    styles = start[:, None].repeat(1, layers, 1).requires_grad_(True)
+    # The loss is a sum over images and Adam works number by number: no image moves another.
+    optimizer = torch.optim.Adam([styles])
+    best, least = styles.detach().clone(), torch.full((len(wanted),), math.inf, device=model.place)
+    for step in range(settings.steps + 1):
+        difference = _draw(model, styles) - wanted
+        error = difference.detach().square().mean(dim=(1, 2, 3))
+        better = error < least
+        least = torch.where(better, error, least)
+        best = torch.where(better[:, None, None], styles.detach(), best)
+        if step == settings.steps:  # the last update is looked at, and no more
+            break
+        done = step / settings.steps
+        (gradient,) = torch.autograd.grad(_loss(difference, coarse=max(0.0, 1 - done / COARSE)), styles)
+        # The same for all layers they move alike: in W, from where W+ is entered.
+        styles.grad = gradient.mean(dim=1, keepdim=True).expand_as(gradient).clone() if done < TIED else gradient
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * rate_share(step, settings.steps)
+        optimizer.step()
+    return best
+
+
+def _errors(pictures: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Mean squared differences (n,) of pictures (n, C, H, W) and one image."""
+    return (pictures - image).square().mean(dim=(1, 2, 3))
+
+
+def _loss(difference: torch.Tensor, *, coarse: float) -> torch.Tensor:
+    """Σ over images of the mean square of ``difference`` (B, C, H, W), and of ``coarse`` times that at each half size.
+
+    The size is halved until a side is odd.
+    """
+    loss = difference.square().mean(dim=(1, 2, 3)).sum()
+    while coarse and all(side % 2 == 0 for side in difference.shape[2:]):
+        difference = downsample(difference)
+        loss = loss + coarse * difference.square().mean(dim=(1, 2, 3)).sum()
+    return loss
+
+
+def rate_share(step: int, steps: int) -> float:
+    """The learning rate of update ``step`` (from 0) of ``steps``, as a share of the largest one (appendix D).
+
+    It rises in a straight line and falls as half a cosine, to nearly 0 at the last update.
+    """
+    rise = (step + 1) / (RISE * steps)
+    fall = (steps - step) / (FALL * steps)
+    return min(1.0, rise) * (0.5 - 0.5 * math.cos(math.pi * min(1.0, fall)))

@@ -62,10 +62,8 @@ class StyleganSettings(LoopSettings):
     condition: Literal["", "label"] = ""
     """What samples can be asked for: label, the class, or nothing."""
 
-    gamma: float = 0.0
-    """Weight γ of the R1 penalty, γ/2 E‖∇D(x)‖² on real images (Mescheder et al. 2018); 0 as the image says, 0.0002
-    times
- pixels over batch_size (Karras et al. 2020, "Limited Data", appendix C)."""
+    gamma: float = 2.0
+    """Weight γ of the R1 penalty, γ/2 E‖∇D(x)‖² on real images (Mescheder et al. 2018)."""
 
     r1_every: int = 16
     """Updates between two R1 penalties, which then weigh as much more (count); 0 for none."""
@@ -148,3 +146,27 @@ class StyleganDrawSettings(DrawSettings):
         super().__post_init__()
         require(0 <= self.truncation <= 2, "truncation", self.truncation, "a number from 0 to 2")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "a share from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class ProjectionSettings:
+    """How images are projected: the search for the styles that draw them (Karras et al. 2020, appendix D)."""
+
+    steps: int = 200
+    """Updates of the styles (count)."""
+
+    learning_rate: float = 0.1
+    """Largest step size of Adam, between its rise and its fall (per update)."""
+
+    batch_size: int = 16
+    """Images worked on at once; another number rounds differently (images)."""
+
+    space: Literal["w+", "w"] = "w+"
+    """A style of each layer's own (Abdal et al. 2019), or one for all: what the generator itself uses."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense, naming the setting."""
+        for name in ("steps", "batch_size"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "a number above 0")
+        require(self.space in ("w+", "w"), "space", self.space, "w+ or w")

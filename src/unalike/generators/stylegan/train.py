@@ -49,7 +49,6 @@ from unalike.seeds import generator_for, seed_for
 ADAPT_EVERY = 4  # updates between two changes of the augmentation's strength ("Limited Data", section 3.1)
 BETAS = (0.0, 0.99)
 EPSILON = 1e-8
-GAMMA = 0.0002  # times pixels over images of a batch: the weight of R1 where none is given
 # Samples that vary less than this share of the training images are alike: a generator that draws one picture.
 ALIKE = 0.2
 SETTLED = 0.25  # share of the updates before which samples may well be alike: every generator begins with one picture
@@ -173,10 +172,8 @@ class Adversaries:
         self.averages = WeightAverages(self.weights["generator/"], settings.ema_decays)
         self.every = {
             "generator/": settings.path_every if settings.path_weight else 0,
-            "discriminator/": settings.r1_every,
+            "discriminator/": settings.r1_every if settings.gamma else 0,
         }
-        height, width = images.cohort.size
-        self.gamma = settings.gamma or GAMMA * height * width / settings.batch_size
         self.optimizers = {name: self._open_optimizer(name) for name in self.weights}
         # [mean path length, last R1, mean path length at the last penalty]
         self.penalties = torch.zeros(3, device=self.place)
@@ -301,7 +298,7 @@ class Adversaries:
         def work() -> tuple[torch.Tensor, torch.Tensor]:
             seen = self._change(part.images, n, part, "real")
             penalty = r1_penalty(self.discriminator, seen, part.label)
-            return penalty * (self.gamma / 2 * self.settings.r1_every), penalty[None]
+            return penalty * (self.settings.gamma / 2 * self.settings.r1_every), penalty[None]
 
         return work
 

@@ -1,0 +1,278 @@
+"""Projection: what a generator drew is found again, what it never saw is not, and an image stands for itself alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import draw_person
+
+from unalike.audit.membership import estimate_auc
+from unalike.cli import run as run_command
+from unalike.cohort.build import prepare_cohort
+from unalike.cohort.settings import PrepareSettings
+from unalike.errors import FolderError, InputError, SettingsError
+from unalike.generators.data import PixelScale
+from unalike.generators.losses import LEAST_ERROR, StyleganLosses, open_loss_model
+from unalike.generators.stylegan.model import StyleganModel
+from unalike.generators.stylegan.network import Generator, NetworkShape, build_networks
+from unalike.generators.stylegan.project import grey_distance, project_images
+from unalike.generators.stylegan.settings import ProjectionSettings
+from unalike.runs.train import train_generator
+
+TINY: dict[str, Any] = {
+    "capacity": 64,
+    "max_features": 8,
+    "latent": 8,
+    "mapping_layers": 1,
+    "batch_size": 4,
+    "steps": 4,
+    "checkpoint_every": 0,
+    "precision": "float32",
+}
+SHAPE = NetworkShape(channels=1, base=(4, 4), features=(16, 16, 8), latent=8, mapping_layers=1)
+FEW = ProjectionSettings(steps=6, batch_size=4)
+
+
+def wrap(network: Generator, scale: PixelScale | None = None, labels: tuple[str, ...] = ()) -> StyleganModel:
+    """A model on the CPU that says it computes in bfloat16, which a projection must not."""
+    scale = scale or PixelScale(("t1",), "uint8", 255, {})
+    return StyleganModel(network.train(False), labels, scale, torch.device("cpu"), "bfloat16")
+
+
+def random_model(shape: NetworkShape = SHAPE, *, scale: PixelScale | None = None) -> StyleganModel:
+    """Random weights that draw within [−1, 1] for the most part, and another image for each style."""
+    network = build_networks(shape, seed=1)[0]
+    with torch.no_grad():
+        for output in network.outputs:
+            output.weight *= 0.3
+    return wrap(network, scale, tuple("abc"[: shape.classes]))
+
+
+def draw_own(model: StyleganModel, count: int, *, seed: int = 5) -> np.ndarray:
+    """Images that the model draws without noise, one style each; of its first class if it has any."""
+    z = torch.from_numpy(np.random.default_rng(seed).standard_normal((count, model.shape.latent), np.float32))
+    with torch.no_grad():
+        w = model.network.mapping(z, model.one_hot(["a"] * count))
+        return model.decode(model.network.synthesize(w[:, None].expand(-1, model.shape.layers, -1)))
+
+
+def people(count: int, *, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return np.stack([draw_person(random, size=16) for _ in range(count)])
+
+
+@functools.cache
+def overfitted() -> tuple[StyleganModel, np.ndarray]:
+    """A generator that was fitted to six people and nobody else, and these people."""
+    model, known = random_model(), people(6)
+    z = torch.from_numpy(np.random.default_rng(2).standard_normal((6, SHAPE.latent), np.float32))
+    wanted = model.encode(known)
+    optimizer = torch.optim.Adam(model.network.parameters(), lr=0.02)
+    for _ in range(250):
+        optimizer.zero_grad()
+        (model.network(z) - wanted).square().mean().backward()
+        optimizer.step()
+    return model, known
+
+
+def test_the_distance_by_hand() -> None:
+    one, other = np.zeros((2, 1, 2, 2), np.uint8), np.zeros((2, 1, 2, 2), np.uint8)
+    one[1] = [[3, 0], [0, 4]]
+    assert grey_distance(one, other, highest=255).tolist() == [0.0, 2.5]
+    assert grey_distance(other, one, highest=255).tolist() == [0.0, 2.5]
+    assert grey_distance(one.astype(np.uint16), other.astype(np.uint16), highest=510).tolist() == [0.0, 1.25]
+
+
+@pytest.mark.parametrize("space", ["w", "w+"])
+def test_what_the_generator_drew_is_found_again(space: Any) -> None:
+    model = random_model()
+    images = draw_own(model, 4)
+    found = project_images(model, images, settings=ProjectionSettings(batch_size=4, space=space), seed=0)
+    assert found.start.min() > 10
+    assert found.distances.max() < 2
+    assert (found.distances < found.start / 10).all()
+    np.testing.assert_array_equal(found.distances, grey_distance(found.images, images, highest=255))
+
+
+def test_the_styles_are_those_of_the_images_and_in_w_one_for_all_layers() -> None:
+    model, images = random_model(), people(3)
+    for space in ("w", "w+"):
+        found = project_images(model, images, settings=dataclasses.replace(FEW, space=space), seed=0)
+        assert (found.styles.shape, found.styles.dtype) == ((3, SHAPE.layers, SHAPE.latent), np.float32)
+        with torch.no_grad():
+            drawn = model.decode(model.network.synthesize(torch.from_numpy(found.styles)))
+        # Rounding to whole grey levels, of another batch shape.
+        assert np.abs(drawn.astype(int) - found.images).max() <= 1
+        assert (found.styles == found.styles[:, :1]).all() == (space == "w")
+        assert (found.distances < found.start).all()
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_the_mean_image_is_where_the_search_starts(classes: int) -> None:
+    model = random_model(dataclasses.replace(SHAPE, classes=classes))
+    with torch.no_grad():
+        centres = model.centres()
+        pictures = model.decode(model.network.synthesize(centres[:, None].expand(-1, SHAPE.layers, -1)))
+    assert len(pictures) == max(1, classes)
+    found = project_images(model, pictures, settings=ProjectionSettings(steps=1, batch_size=4), seed=0)
+    # Of every class its own centre: those of the others lie further away.
+    assert found.start.max() < 0.5
+    assert (found.distances <= found.start).all()
+    assert classes == 0 or grey_distance(pictures[1:], pictures[:-1], highest=255).min() > 1
+
+
+def test_classes_masks_and_16_bits_take_part() -> None:
+    scale = PixelScale(("t1", "mask"), "uint16", 4000, {"mask": [0, 2000, 4000]})
+    model = random_model(dataclasses.replace(SHAPE, channels=2, classes=2), scale=scale)
+    images = draw_own(model, 3)
+    found = project_images(model, images, settings=ProjectionSettings(batch_size=4, steps=100), seed=0)
+    assert found.images.dtype == np.uint16
+    assert set(np.unique(found.images[:, 1])) <= {0, 2000, 4000}
+    assert (found.distances < found.start / 3).all()
+    # A mask of other classes is another image, though its brightness is the same.
+    other = images.copy()
+    other[:, 1] = 4000 - other[:, 1]
+    worse = project_images(model, other, settings=ProjectionSettings(batch_size=4, steps=100), seed=0)
+    assert (worse.distances > 2 * found.distances).all()
+
+
+def test_neighbours_change_nothing_and_the_batch_size_only_rounding() -> None:
+    model, images = random_model(), people(7)
+    whole = project_images(model, images, settings=FEW, seed=0)
+    again = project_images(model, images, settings=FEW, seed=0)
+    alone = project_images(model, images[5:6], settings=FEW, seed=0)
+    for name in ("styles", "images", "distances", "start"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))  # to the last bit
+        np.testing.assert_array_equal(getattr(alone, name), getattr(whole, name)[5:6])
+    other = project_images(model, images, settings=dataclasses.replace(FEW, batch_size=3), seed=0)
+    np.testing.assert_allclose(other.distances, whole.distances, rtol=0.01)
+
+
+def test_the_noise_of_the_layers_plays_no_part_and_weights_stay_as_they_are() -> None:
+    model, images = random_model(), people(2)
+    quiet = project_images(model, images, settings=FEW, seed=0)
+    with torch.no_grad():
+        for convolution in model.network.convolutions:
+            convolution.noise_strength.fill_(3.0)
+    before = {name: weight.clone() for name, weight in model.network.named_parameters()}
+    loud = project_images(model, images, settings=FEW, seed=0)
+    np.testing.assert_array_equal(loud.styles, quiet.styles)
+    for name, weight in model.network.named_parameters():
+        assert torch.equal(weight, before[name])
+        assert weight.grad is None
+        assert weight.requires_grad
+
+
+def test_more_freedom_reproduces_more() -> None:
+    model, images = random_model(), people(4)
+    w, plus = (
+        project_images(model, images, settings=ProjectionSettings(steps=60, batch_size=4, space=space), seed=0)
+        for space in ("w", "w+")
+    )
+    assert (plus.distances < w.distances).all()
+
+
+def test_progress_counts_images_not_what_fills_the_group_up() -> None:
+    told: list[tuple[int, str]] = []
+    settings = dataclasses.replace(FEW, steps=1)
+    project_images(
+        random_model(), people(6), settings=settings, seed=0, progress=lambda count, text: told.append((count, text))
+    )
+    assert [count for count, _ in told] == [4, 2]
+    assert all("grey levels" in text for _, text in told)
+
+
+def test_no_image_is_no_error() -> None:
+    found = project_images(random_model(), people(1)[:0], settings=FEW, seed=0)
+    assert (found.styles.shape, found.images.shape, found.distances.shape) == ((0, 6, 8), (0, 1, 16, 16), (0,))
+
+
+def test_images_of_another_kind_are_refused_in_one_line() -> None:
+    images = people(2)
+    for wrong in (images[:, :, :8], images.astype(np.uint16), images[0], np.repeat(images, 2, axis=1)):
+        with pytest.raises(InputError, match="this generator draws 1 × 16 × 16 of uint8") as refused:
+            project_images(random_model(), wrong, settings=FEW, seed=0)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": np.inf}, {"space": "z"}]
+)
+def test_settings_that_make_no_sense_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(wrong))):
+        ProjectionSettings(**wrong)
+
+
+# The probe
+
+
+def areas(model: StyleganModel, members: np.ndarray, others: np.ndarray) -> list[Any]:
+    """AUC of each level with its interval, each image a subject."""
+    losses = StyleganLosses(model, steps=60).losses(np.concatenate([members, others]), seed=0)
+    member = np.arange(len(losses)) < len(members)
+    return [estimate_auc(-column, member, random=np.random.default_rng(0)) for column in losses.T]
+
+
+def test_a_generator_that_knows_a_few_people_by_heart_gives_them_away() -> None:
+    model, known = overfitted()
+    found = areas(model, known, people(10, seed=1))
+    assert [area.value for area in found] == [1.0, 1.0]
+    assert min(area.low for area in found) > 0.5
+
+
+def test_a_generator_that_saw_neither_side_gives_nothing_away() -> None:
+    for area in areas(random_model(), people(14, seed=2), people(14, seed=3)):
+        assert area.low < 0.5 < area.high
+
+
+def test_losses_are_logs_of_squared_distances_and_depend_on_the_image_alone() -> None:
+    model, known = overfitted()
+    asked = StyleganLosses(model, steps=5)
+    assert (asked.name, asked.levels) == ("stylegan", ("projected into W", "projected into W+"))
+    images = np.concatenate([known[:2], people(2, seed=1)])
+    found = asked.losses(images, seed=0)
+    for column, space in enumerate(("w", "w+")):
+        projected = project_images(model, images, settings=ProjectionSettings(steps=5, space=space), seed=0)
+        np.testing.assert_array_equal(found[:, column], np.log(np.square(projected.distances)))
+    np.testing.assert_array_equal(asked.losses(images[2:3], seed=0), found[2:3])
+    # A generator that draws the image exactly has a loss all the same.
+    with torch.no_grad():
+        for output in model.network.outputs:
+            flat = wrap(build_networks(SHAPE, seed=0)[0])
+    with torch.no_grad():
+        for output in flat.network.outputs:
+            output.weight.zero_()
+            output.bias.fill_(-1.0 if output is flat.network.outputs[0] else 0.0)
+    assert StyleganLosses(flat, steps=1).losses(np.zeros_like(known), seed=0).max() == np.log(LEAST_ERROR)
+
+
+def test_membership_of_a_run_from_end_to_end(
+    make_pictures: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = PrepareSettings(subject_pattern=r"(p\d+)_", holdout=0.5)
+    cohort = prepare_cohort(
+        source=make_pictures(subjects=16, images=1, size=16), out=tmp_path / "cohort", settings=settings
+    ).path
+    run = train_generator(kind="stylegan", cohort=cohort, out=tmp_path / "run", settings=TINY, device="cpu")
+    few = ["--splits", "5", "--permutations", "50"]
+    command = ["membership", str(run), "--against", str(cohort), "--out", str(tmp_path / "m"), "--device", "cpu", *few]
+    assert run_command(command) == 0
+    told = capsys.readouterr().out
+    assert "8 members, 8 non-members" in told
+    for level in ("projected into W", "projected into W+"):
+        assert f"AUC of {level}: 0." in told
+    line = next(line for line in told.splitlines() if line.startswith("AUC of projected into W+"))
+    assert "(" in line
+    assert " to " in line
+    assert (tmp_path / "m" / "membership.json").exists()
+    weights = next((run / "model").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(FolderError, match="not the model that"):
+        open_loss_model(run)
