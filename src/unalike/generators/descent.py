@@ -46,7 +46,8 @@ class Descent(Generic[Batch]):
         self.task, self.settings, self.seed, self.processes = task, settings, seed, processes
         self.place = processes.place
         self.network = task.network.to(self.place).train()
-        self.weights = dict(self.network.named_parameters())
+        # What is frozen, a base model around a few new weights, is neither trained nor kept.
+        self.weights = {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
         self.averages = WeightAverages(self.weights, settings.ema_decays)
         self.optimizer = torch.optim.AdamW(
             list(self.weights.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True

@@ -239,7 +239,7 @@ class _Silent:
 def using(network: nn.Module, weights: dict[str, torch.Tensor]) -> Iterator[nn.Module]:
     """The network with other weights, ready to draw; afterwards it is as it was."""
     training = network.training
-    held = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    held = {name: weight.detach().clone() for name, weight in network.named_parameters() if name in weights}
     try:
         _set(network, weights)
         yield network.train(False)
@@ -252,7 +252,8 @@ def using(network: nn.Module, weights: dict[str, torch.Tensor]) -> Iterator[nn.M
 @torch.no_grad()
 def _set(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     for name, weight in network.named_parameters():
-        weight.copy_(weights[name])
+        if name in weights:
+            weight.copy_(weights[name])
 
 
 def batch_positions(n: int, count: int, batch_size: int, seed: int) -> IntArray:

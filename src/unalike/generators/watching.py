@@ -133,6 +133,6 @@ class Watch:
                 "chosen_step": training.step,
                 "within_budget": False,
             }
-        names = [name for name, _ in training.learner.network.named_parameters()]
+        names = list(training.learner.averaged(decays[0]))
         averages = {decay: {name: kept.tensors[f"average-{decay}/{name}"] for name in names} for decay in decays}
         return averages, {"chosen_step": kept.step, "within_budget": True}
