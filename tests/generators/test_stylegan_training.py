@@ -341,9 +341,9 @@ def test_penalties_fall_due_as_often_as_asked_for(make_cohort: MakeCohort, tmp_p
 
 
 def test_a_lazy_penalty_weighs_as_much_more(make_cohort: MakeCohort) -> None:
-    losses = {}
+    cohort, losses = make_cohort(), {}
     for every in (1, 8):
-        learner = _adversaries(make_cohort(), r1_every=every, path_every=every, gamma=3.0)
+        learner = _adversaries(cohort, r1_every=every, path_every=every, gamma=3.0)
         part = learner.batch(0, slice(0, 4))
         learner.compiled = learner.generator, learner.discriminator
         loss, told = learner._smooth(0, part)()
@@ -376,6 +376,34 @@ def test_mixed_styles_are_of_two_latents_from_some_layer_on(make_cohort: MakeCoh
             assert len({tuple(row) for row in styles.tolist()}) <= 2
     assert layers == 4
     assert 0.35 < mixed / 160 < 0.65  # ½ ± 4 standard deviations
+
+
+# Learning
+
+
+def _distances(run: Path, out: Path, modes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Grey levels (64, 8, 8) of samples, and how far each is from each mode (modes, 64), root mean square."""
+    draw_samples(run=run, out=out, count=64, settings={"precision": "float32"}, device="cpu")
+    samples = open_images(out, kind="samples")
+    drawn = samples.read(samples.rows("synthetic"))[:, 0].astype(float)
+    return drawn, np.stack([np.sqrt(np.square(drawn - mode).mean(axis=(1, 2))) for mode in modes])
+
+
+def test_a_toy_of_two_modes_is_learned(make_cohort: MakeCohort, tmp_path: Path) -> None:
+    modes = (30, 120)  # dark and grey images: a mean of 75, a deviation of 45
+    pixels = np.repeat(np.resize(np.array(modes, np.uint8), (20, 1, 1, 1)), 64, axis=1).reshape(20, 1, 8, 8)
+    cohort = make_cohort(subjects=20, slices=1, holdout=4, pixels=pixels)
+    settings = {"batch_size": 8, "mixing": 0.0, "path_weight": 0.0, "r1_every": 4, "gamma": 0.3, "learning_rate": 0.01}
+    settings |= {"augment": "none", "ema_decays": (0.98,), "checkpoint_every": 600, "log_every": 20}
+    before = _train(cohort, tmp_path / "before", **settings, steps=1)
+    after = _train(cohort, tmp_path / "after", **settings, steps=250)
+    assert np.median(_distances(before, tmp_path / "drawn-before", modes)[1].min(axis=0)) > 35
+    drawn, distances = _distances(after, tmp_path / "drawn-after", modes)
+    # Wide margins: what it learns exactly depends on the seed, and on a processor's rounding.
+    assert np.median(distances.min(axis=0)) < 25
+    assert abs(drawn.mean() - 75) < 40
+    assert 20 < np.sqrt(drawn.var(axis=0).mean()) < 70
+    assert 0.1 < (distances.argmin(axis=0) == 0).mean() < 0.9
 
 
 # What ends or worries a training
@@ -486,8 +514,8 @@ def test_fewer_images_than_a_batch_are_refused(make_cohort: MakeCohort, tmp_path
 
 
 def test_images_that_do_not_fit_are_refused(make_cohort: MakeCohort, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"10 × 16 pixels cannot be halved.*16 × 16"):
-        _train(make_cohort(size=(10, 16)), tmp_path / "run", latent=8)
+    with pytest.raises(SettingsError, match=r"22 × 16 pixels cannot be halved.*prepare the cohort at 32 × 16"):
+        _train(make_cohort(size=(22, 16)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -511,12 +539,18 @@ def test_classes_that_cannot_be_asked_for_are_refused(tmp_path: Path, labels: Se
 
 
 def _serve() -> None:
+    import torch
+
     import unalike.generators.stylegan.sample
     import unalike.generators.stylegan.train
     import unalike.runs.sample
     import unalike.runs.train
     import unalike.runs.watch  # noqa: F401
+    from unalike.generators.stylegan.network import NetworkShape, count_parameters
 
+    # What torch imports on first use.
+    count_parameters(NetworkShape(channels=1, base=(4, 4), features=(1, 1), latent=1, mapping_layers=1))
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
     print("ready", flush=True)  # noqa: T201
     for line in sys.stdin:
         orders = json.loads(line)

@@ -1,9 +1,9 @@
-"""``unalike inspect``: what is in a folder, in words and pictures; and what leaks between folders of pictures."""
+"""``unalike inspect``: what is in a folder or an embedding; and what leaks between folders of pictures."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -25,13 +25,16 @@ def inspect(
 ) -> None:
     """Say what a cohort, samples, run or audit folder holds, and draw what cohorts and samples look like.
 
+    Given a file of textual inversion (.safetensors, .pt, .bin) or a folder of such files: list the embeddings. Nothing
+    in such a file is run.
+
     With --leaks: find duplicates and shared patients in one folder of pictures, or between two, before anything is
     prepared.
 
     Parameters
     ----------
     folder
-        Folder made by unalike; with --leaks, a folder of pictures.
+        Folder made by unalike, or embeddings: a file, or a folder of them; with --leaks, a folder of pictures.
     other
         With --leaks: a second folder of pictures.
     pictures
@@ -59,6 +62,13 @@ def inspect(
         title = name.replace("_", " ")
         if name == "histogram":  # its numbers are for --json
             continue
+        if name in ("embeddings", "refused"):  # a line each
+            print(f"{title}: {len(value)}")
+            for entry in value:
+                line = entry if name == "refused" else _embedding_line(entry)
+                # A file's name may hold what a terminal takes for a command.
+                print("  " + "".join(letter if letter.isprintable() else "?" for letter in line))
+            continue
         if name == "gray_levels":
             print(f"{title}:")
             for key, entry in value.items():
@@ -69,6 +79,15 @@ def inspect(
         elif isinstance(value, list | tuple):
             value = "; ".join(str(entry) for entry in value)
         print(f"{title}: {value}")
+
+
+def _embedding_line(row: dict[str, Any]) -> str:
+    base = " ".join(word for word in (row["base_name"], row["base"] and f"({row['base']})") if word)
+    learned = f", {row['steps']:,} steps" if row["steps"] else ""
+    return (
+        f"{row['token']}: {row['vectors']:,} × {row['dimension']:,}{learned}, base {base or 'unknown'}, "
+        f"{row['bytes']:,} bytes, {row['file']}" + (f", cohort {row['cohort']}" if row["cohort"] else "")
+    )
 
 
 def _show_leaks(

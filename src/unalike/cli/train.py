@@ -15,6 +15,7 @@ from unalike.errors import SettingsError
 from unalike.generators.controls.gaussian import GaussianSettings
 from unalike.generators.controls.memorizer import MemorizerSettings
 from unalike.generators.diffusion.settings import PRESETS, DiffusionSettings
+from unalike.generators.inversion.settings import InversionSettings
 from unalike.generators.stylegan.settings import PRESETS as STYLEGAN_PRESETS
 from unalike.generators.stylegan.settings import StyleganSettings
 from unalike.records import MASK
@@ -195,6 +196,54 @@ def stylegan(
     steps = WatchSettings().steps
     watch = _watch(watch_every, watch_samples, steps, watch_level, copy_budget, stop_on_memorization)
     _train("stylegan", cohort, out, settings, subjects, seed, device, dry_run, json, watch)
+
+
+@train.command
+def inversion(
+    cohort: Path,
+    *,
+    out: Path,
+    settings: Annotated[InversionSettings, Parameter(name="*", consume_multiple=True)] = InversionSettings(),  # noqa: B008 - frozen
+    subjects: Subjects = None,
+    watch_every: int = 0,
+    watch_samples: int = 200,
+    watch_steps: int = 20,
+    watch_level: float = 0.05,
+    copy_budget: float = 0.05,
+    stop_on_memorization: Annotated[bool, Parameter(negative="")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Teach a Stable Diffusion base a concept: textual inversion (Gal et al. 2023), or LoRA on the same base.
+
+    The defaults are those of de Wilde et al. (2023).
+
+    Parameters
+    ----------
+    cohort
+        Cohort folder.
+    out
+        Run folder to write, or to resume.
+    watch_every
+        Updates between two looks for copies among samples drawn on the way; 0 does not look.
+    watch_samples
+        Samples drawn at each look.
+    watch_steps
+        Denoising steps they are drawn in.
+    watch_level
+        p-value up to which a sample counts as a copy.
+    copy_budget
+        Largest share of copies, beyond false alarms, of weights that may become the model. The best of these, by
+        Fréchet distance, does.
+    stop_on_memorization
+        End the training at the first look beyond the budget.
+    """
+    watch = _watch(watch_every, watch_samples, watch_steps, watch_level, copy_budget, stop_on_memorization)
+    if watch is not None and settings.private_noise:
+        raise SettingsError("--watch-every: a choice among looks at patients is not private. Leave it or privacy out.")
+    _train("inversion", cohort, out, settings, subjects, seed, device, dry_run, json, watch)
 
 
 @train.command

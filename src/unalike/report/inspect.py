@@ -1,4 +1,4 @@
-"""`inspect_folder`: what a folder of ours holds, in words and pictures."""
+"""`inspect_folder`: what a folder of ours holds, in words and pictures, and what is in files of textual inversion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy as np
 from unalike import folders
 from unalike.cohort.store import ImageFolder, open_images, verify_images
 from unalike.engine import show_progress
-from unalike.errors import FolderError
+from unalike.errors import FolderError, InputError
+from unalike.generators.inversion.embedding import SUFFIXES, read_embedding
 from unalike.images.contact import draw_contact_sheet
 from unalike.records import IntArray
 from unalike.report.read import Power, damaged, read_estimates, read_power
@@ -30,13 +31,18 @@ _BARS = "▁▂▃▄▅▆▇█"
 def inspect_folder(folder: str | Path, *, pictures: str | Path | None = None) -> dict[str, Any]:
     """Facts about a cohort, samples, run, audit or demo folder, ready to print or to turn into JSON.
 
+    A file of textual inversion, or a folder of such files, is listed too: ``embeddings`` has a row for each.
+
     For cohorts and samples every image is compared with its digest, and a contact sheet of each role and class and a
     histogram (PNG) are written to the folder ``pictures``, by default the folder itself. They show patients where the
     images do.
 
-    Raises `FolderError` if the folder is none of ours, unfinished, or damaged.
+    Raises `FolderError` if the folder is none of ours, unfinished, or damaged; `InputError` if a file is no embedding.
     """
     folder = Path(folder)
+    files = _embedding_files(folder)
+    if files:
+        return _describe_embeddings(files)
     kind = folders.kind_of(folder) if folder.is_dir() else None
     if kind is None:
         folders.read_header(folder, kind="cohort")  # raises: missing, unfinished, or not ours
@@ -57,6 +63,44 @@ def inspect_folder(folder: str | Path, *, pictures: str | Path | None = None) ->
     facts["settings"] = {name: value for name, value in header.settings.items() if value not in (None, [], "")}
     facts["inputs"] = dict(header.inputs)
     return facts
+
+
+def _embedding_files(place: Path) -> list[Path]:
+    """Files that may hold embeddings: ``place`` itself, or those in a folder that is not ours."""
+    if place.is_file():
+        return [place]
+    if not place.is_dir() or folders.is_ours(place):
+        return []
+    return sorted(entry for entry in place.iterdir() if entry.suffix in SUFFIXES and entry.is_file())
+
+
+def _describe_embeddings(files: list[Path]) -> dict[str, Any]:
+    """A row an embedding, and why the other files were not read; raises `InputError` if none was."""
+    rows: list[dict[str, Any]] = []
+    refused: list[str] = []
+    for path in files:
+        try:
+            found = read_embedding(path)
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        count, dimension = found.vectors.shape
+        rows.append(
+            {
+                "token": found.token,
+                "vectors": count,
+                "dimension": dimension,
+                "steps": found.steps,
+                "base": found.base,
+                "base_name": found.base_name,
+                "cohort": found.cohort,
+                "file": path.name,
+                "bytes": path.stat().st_size,
+            }
+        )
+    if not rows:
+        raise InputError(refused[0])
+    return {"kind": "embeddings", "embeddings": rows} | ({"refused": refused} if refused else {})
 
 
 def _describe_audit(header: folders.Header) -> dict[str, Any]:

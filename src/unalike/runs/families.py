@@ -13,7 +13,7 @@ from unalike.folders import Header
 from unalike.generators.settings import DrawSettings
 from unalike.records import Pixels
 
-KINDS = ("diffusion", "stylegan", "gaussian", "memorizer")
+KINDS = ("diffusion", "stylegan", "inversion", "gaussian", "memorizer")
 
 
 class Sampler(Protocol):
@@ -73,6 +73,19 @@ def find_family(kind: str) -> Family:
         from unalike.generators.stylegan.train import train_stylegan
 
         return Family(StyleganSettings, StyleganDrawSettings, train_stylegan, stylegan.open_stylegan, network=True)
+    if kind == "inversion":
+        from unalike.generators.inversion import sample as inversion
+        from unalike.generators.inversion.settings import InversionDrawSettings, InversionSettings
+        from unalike.generators.inversion.train import train_inversion
+
+        return Family(
+            InversionSettings,
+            InversionDrawSettings,
+            train_inversion,
+            inversion.open_inversion,
+            network=True,
+            given=True,
+        )
     raise SettingsError(f"there is no generator {kind!r}. There are: {', '.join(KINDS)}.")
 
 

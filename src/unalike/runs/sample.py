@@ -69,6 +69,8 @@ def draw_samples(
     if folders.digest_tree(run / folders.MODEL) != content["model_digest"]:
         raise FolderError(f"{run / folders.MODEL} is not the model that {header.path.name} describes. Train it again.")
     extra, named = _open_given(given, content, count)
+    if getattr(settings, "morph", ()):
+        extra |= {"count": _count_between(count, first_seed=first_seed, guard=guard)}
     digest = folders.digest_of(run, kind="run")
     guarding = guard_settings or GuardSettings()
     identity = {"run": digest, "count": count, "first_seed": first_seed, "settings": asdict(settings), "given": named}
@@ -155,6 +157,13 @@ def check_order(
             raise SettingsError(f"{place} lies in the run {run}. Give the samples a folder beside it.")
     if guard is not None:
         open_run_cohort(Path(guard), header)
+
+
+def _count_between(count: int, *, first_seed: int, guard: str | Path | None) -> int:
+    """How many samples lie between two prompts, the ends included."""
+    if count < 2 or first_seed or guard is not None:
+        raise SettingsError("--morph goes with a --count of 2 or more, and without --first-seed and --guard.")
+    return count
 
 
 def _open_given(given: GivenSettings | None, content: Any, count: int) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -45,7 +45,8 @@ def path_lengths(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) ->
     height, width = images.shape[2:]
     said = (images * noise).sum() / math.sqrt(height * width)
     (gradient,) = torch.autograd.grad(said, ws, create_graph=True)
-    return gradient.square().sum(dim=2).mean(dim=1).sqrt()
+    # The root of 0 has no slope: styles without influence must not make the gradient NaN.
+    return gradient.square().sum(dim=2).mean(dim=1).clamp(min=1e-16).sqrt()
 
 
 def follow_path_length(mean: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -119,7 +119,7 @@ def load_generator(place: str | Path, *, decay: float | None = None) -> Generato
         with torch.device("meta"):
             network = Generator(shape)
         network.load_state_dict(load_file(place / _weights(decay)), assign=True)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, RuntimeError, SafetensorError) as error:
         said = " ".join(str(error).split())[:200]
         raise FolderError(f"{place} cannot be read as a StyleGAN ({said}). Train the run again.") from error
     return network.train(False)
@@ -129,7 +129,9 @@ def _read_shape(entry: Mapping[str, Any]) -> NetworkShape:
     height, width = entry["base"]
     features = tuple(int(n) for n in entry["features"])
     numbers = {name: int(entry[name]) for name in ("channels", "latent", "mapping_layers", "classes")}
-    if not (0 < len(features) <= 16 and all(0 < n <= 2**14 for n in (height, width, *features, numbers["latent"]))):
+    sides = (height, width, *features, numbers["channels"], numbers["latent"])
+    depths = (numbers["mapping_layers"], numbers["classes"])
+    if not (0 < len(features) <= 16 and all(0 < n <= 2**14 for n in sides) and all(0 <= n <= 2**14 for n in depths)):
         raise ValueError("its shape makes no sense")
     return NetworkShape(base=(int(height), int(width)), features=features, **numbers)
 

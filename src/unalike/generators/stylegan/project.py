@@ -2,13 +2,14 @@
 
 Karras et al. (2020, "Analyzing and Improving the Image Quality of StyleGAN", section 5 and appendix D) look for one
 style w for all layers; Abdal, Qin and Wonka (2019) for one of each layer's own, in W+, which reproduces more of any
-image. Adam starts at the mean style, and its learning rate rises and falls.
+image. Adam starts at the mean style, and its learning rate rises and falls. The way to W+ leads through W for the first
+half of the updates, which ends nearer to the image than going there at once.
 
-What differs from the papers. The loss is the squared error of pixels, at full resolution and at each half of it: a
-learned perceptual distance needs a network trained on photographs, which is neither at hand nor made for medical
-images. The noise of the layers is fixed at zero: optimized as well, as in appendix D, it is a number a pixel, which
-would draw any image, whether or not the generator knows anything of it. There is no noise on the style either, which
-made no difference here, so that of all updates the best can be kept.
+What differs from the papers. The loss is the squared error of pixels, and a little of it at each half of the
+resolution: a learned perceptual distance needs a network trained on photographs, which is neither at hand nor made for
+medical images. The noise of the layers is fixed at zero: optimized as well, as in appendix D, it is a number a pixel,
+which would draw any image, whether or not the generator knows anything of it. There is no noise on the style either,
+which made no difference here, so that of all updates the best can be kept.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from unalike.generators.stylegan.settings import ProjectionSettings
 from unalike.records import FloatArray, Pixels
 
 RISE, FALL = 0.05, 0.25  # shares of the updates over which the learning rate rises and falls (appendix D)
-COARSE = 0.5  # share of the updates over which coarser resolutions count, less and less
-TIED = 0.5  # share of the updates in which all layers share one style
+COARSE = 0.1  # weight of each coarser resolution: more of it brought images less near
+TIED = 0.5  # share of the updates in which all layers share one style, on the way to W+
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,10 @@ def _search(
         best = torch.where(better[:, None, None], styles.detach(), best)
         if step == settings.steps:  # the last update is looked at, and no more
             break
-        done = step / settings.steps
-        (gradient,) = torch.autograd.grad(_loss(difference, coarse=max(0.0, 1 - done / COARSE)), styles)
-        # The same for all layers they move alike: in W, from where W+ is entered.
-        styles.grad = gradient.mean(dim=1, keepdim=True).expand_as(gradient).clone() if done < TIED else gradient
+        (gradient,) = torch.autograd.grad(_loss(difference), styles)
+        # With one gradient for all layers the search stays in W, and enters W+ from there.
+        tied = step < TIED * settings.steps
+        styles.grad = gradient.mean(dim=1, keepdim=True).expand_as(gradient).clone() if tied else gradient
         optimizer.param_groups[0]["lr"] = settings.learning_rate * rate_share(step, settings.steps)
         optimizer.step()
     return best
@@ -151,15 +152,15 @@ def _errors(pictures: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     return (pictures - image).square().mean(dim=(1, 2, 3))
 
 
-def _loss(difference: torch.Tensor, *, coarse: float) -> torch.Tensor:
-    """Σ over images of the mean square of ``difference`` (B, C, H, W), and of ``coarse`` times that at each half size.
+def _loss(difference: torch.Tensor) -> torch.Tensor:
+    """Σ over images of the mean square of ``difference`` (B, C, H, W), and of `COARSE` times that at each half size.
 
     The size is halved until a side is odd.
     """
     loss = difference.square().mean(dim=(1, 2, 3)).sum()
-    while coarse and all(side % 2 == 0 for side in difference.shape[2:]):
+    while all(side % 2 == 0 for side in difference.shape[2:]):
         difference = downsample(difference)
-        loss = loss + coarse * difference.square().mean(dim=(1, 2, 3)).sum()
+        loss = loss + COARSE * difference.square().mean(dim=(1, 2, 3)).sum()
     return loss
 
 

@@ -257,11 +257,12 @@ class Adversaries:
             loss, said = work()
             (loss / len(works)).backward()  # type: ignore[no-untyped-call]
             told.append(said.detach())
-        for weight in weights:
-            # A bias has no part in a penalty. Adam would pass it over and count fewer steps of it: see `restore`.
-            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        # A bias has no part in a penalty. Adam would pass it over and count fewer steps of it than `restore` does.
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
         if self.processes.count > 1:
-            flat = self.processes.average(torch.cat([weight.grad.flatten() for weight in weights]))
+            flat = self.processes.average(torch.cat([gradient.flatten() for gradient in gradients]))
             parts = torch.split(flat, [weight.numel() for weight in weights])
             for weight, part in zip(weights, parts, strict=True):
                 weight.grad = part.view_as(weight).clone()
