@@ -376,180 +376,43 @@ def measure_modulated(*, turns: int, features: list[int], sides: list[int]) -> l
 KINDS = {"scaled": False, "fused": True}
 
 
-@dataclass(frozen=True)
-class Filter:
-    """One of the uses of the low-pass filter in `unalike.generators.stylegan.layers`.
-
-    ``grown`` pixels more come in than the side says; ``spread``: zeros are put between the pixels first.
-    """
-
-    text: str
-    before: int
-    after: int
-    gain: int = 1
-    stride: int = 1
-    grown: int = 0
-    spread: bool = False
-
-
-FILTERS = {
-    "halving": Filter("before a convolution that halves", 2, 2),
-    "doubling": Filter("after a convolution that doubles", 1, 1, gain=4, grown=1),
-    "down": Filter("downsample", 1, 1, stride=2),
-    "up": Filter("upsample", 2, 1, gain=4, spread=True),
-}
-Way = Callable[["torch.Tensor"], "torch.Tensor"]
-
-
-def ways_of(kind: Filter, side: int) -> dict[str, Way]:
-    """Formulations that are equal but for rounding; the first is that of today."""
-    import torch
-    import torch.nn.functional as F
-
-    from unalike.generators.stylegan import layers
-
-    rest: dict[str, Any] = {"before": kind.before, "after": kind.after, "gain": kind.gain, "stride": kind.stride}
-    matrix = torch.tensor(matrix_of(kind, side))
-    matrices = {torch.float32: matrix, torch.bfloat16: matrix.bfloat16()}
-    edges = (kind.before, kind.after) * 2
-
-    def spread(x: torch.Tensor) -> torch.Tensor:
-        if not kind.spread:
-            return x
-        wide = x.new_zeros(*x.shape[:2], x.shape[2], 2, x.shape[3], 2)
-        wide[:, :, :, 0, :, 0] = x
-        return wide.flatten(4, 5).flatten(2, 3)
-
-    def images_apart(x: torch.Tensor) -> torch.Tensor:
-        y = layers.low_pass(spread(x).flatten(0, 1)[:, None], **rest)
-        return y.view(*x.shape[:2], *y.shape[2:])
-
-    def pools(x: torch.Tensor) -> torch.Tensor:
-        y = F.avg_pool2d(F.pad(spread(x), edges), 2, stride=1)
-        y = F.avg_pool2d(y, 2, stride=1)
-        return F.avg_pool2d(y, 2, stride=kind.stride, divisor_override=4 // kind.gain)
-
-    def slices(x: torch.Tensor) -> torch.Tensor:
-        y = F.pad(spread(x), edges)
-        for dim in (2, 3):
-            count, gain = y.shape[dim] - 3, math.sqrt(kind.gain) / 8
-            parts = [
-                y[(slice(None),) * dim + (slice(k, k + count, kind.stride),)] * (gain * layers.TAPS[k])
-                for k in range(4)
-            ]
-            y = parts[0] + parts[1] + parts[2] + parts[3]
-        return y
-
-    def products(x: torch.Tensor) -> torch.Tensor:
-        taken = matrices[x.dtype]
-        return taken @ x @ taken.T
-
-    def interpolated(x: torch.Tensor) -> torch.Tensor:
-        # Zeros around, as F.interpolate goes on with the outermost pixels instead.
-        factor, edge = (2.0, 1) if kind.spread else (0.5, 2)
-        wide = F.pad(x.float(), (edge,) * 4)  # the antialiased one knows no bfloat16
-        y = F.interpolate(wide, scale_factor=factor, mode="bilinear", antialias=factor < 1).to(x.dtype)
-        cut = int(edge * factor)
-        return y[:, :, cut:-cut, cut:-cut]
-
-    ways: dict[str, Way] = {
-        "4×4, today": layers.upsample if kind.spread else lambda x: layers.low_pass(x, **rest),
-        "4×1, 1×4": lambda x: separable(spread(x), **rest),
-        "4×4, channels as images": images_apart,
-        "three avg_pool2d": pools,
-        "sums of slices": slices,
-        "two matrix products": products,
-    }
-    if kind.spread or kind.stride == 2:
-        ways["F.interpolate"] = interpolated
-    return ways
-
-
-def separable(x: torch.Tensor, *, before: int, after: int, gain: float = 1.0, stride: int = 1) -> torch.Tensor:
-    """`layers.low_pass` by two convolutions, along one axis each."""
+def by_convolution(x: torch.Tensor, *, up: bool) -> torch.Tensor:
+    """`layers.upsample` or `layers.downsample` as the depthwise convolution that they stand for."""
     import torch
     import torch.nn.functional as F
 
     from unalike.generators.stylegan.layers import TAPS
 
-    channels = x.shape[1]
-    taps = torch.tensor(TAPS, dtype=x.dtype, device=x.device) * (math.sqrt(gain) / sum(TAPS))
-    if before != after:
-        x, before = F.pad(x, (before, after, before, after)), 0
-    down, across = taps.view(1, 1, 4, 1).expand(channels, 1, 4, 1), taps.view(1, 1, 1, 4).expand(channels, 1, 1, 4)
-    x = F.conv2d(x, down, padding=(before, 0), stride=(stride, 1), groups=channels)
-    return F.conv2d(x, across, padding=(0, before), stride=(1, stride), groups=channels)
-
-
-def matrix_of(kind: Filter, side: int) -> list[list[float]]:
-    """The matrix that filters a column of ``side`` pixels (and those it has grown by)."""
-    from unalike.generators.stylegan.layers import TAPS
-
-    inside = side + kind.grown
-    step = 2 if kind.spread else 1
-    count = (step * inside + kind.before + kind.after - 4) // kind.stride + 1
-    gain = math.sqrt(kind.gain) / sum(TAPS)
-    rows = [[0.0] * inside for _ in range(count)]
-    for row in range(count):
-        for tap in range(4):
-            place = row * kind.stride + tap - kind.before
-            if 0 <= place < step * inside and place % step == 0:
-                rows[row][place // step] += gain * TAPS[tap]
-    return rows
+    taps = torch.tensor(TAPS, dtype=x.dtype, device=x.device) / sum(TAPS)
+    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
+    if not up:
+        return F.conv2d(x, kernel, padding=1, stride=2, groups=x.shape[1])
+    wide = x.new_zeros(*x.shape[:2], x.shape[2], 2, x.shape[3], 2)
+    wide[:, :, :, 0, :, 0] = x
+    return F.conv2d(F.pad(wide.flatten(4, 5).flatten(2, 3), (2, 1, 2, 1)), 4 * kernel, groups=x.shape[1])
 
 
 def measure_resampling(*, turns: int, sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Seconds of each formulation of each filter, on `BATCH` images of these (channels, side)."""
+    """Seconds of matrix products, as in `layers`, and of convolutions, on `BATCH` images of these (channels, side)."""
     import torch
 
-    from unalike.devices import compute_in
+    from unalike.generators.stylegan import layers
 
-    place, found = torch.device("cpu"), []
+    found = []
     random = torch.Generator().manual_seed(0)
-    for name, kind in FILTERS.items():
-        for features, side in sizes:
-            # What is upsampled are images, and no features.
-            channels = NETWORKS["medium-256"].channels if kind.spread else features
-            inside = side + kind.grown
-            drawn = torch.randn(BATCH, channels, inside, inside, generator=random)
-            ways = ways_of(kind, side)
-            expected = next(iter(ways.values()))(drawn)
-            for way in ways.values():
-                torch.testing.assert_close(way(drawn), expected, rtol=1e-4, atol=1e-5)
-            entry: dict[str, Any] = {"filter": name, "channels": channels, "side": side}
+    for up, product in ((False, layers.downsample), (True, layers.upsample)):
+        for channels, side in sizes:
+            drawn = torch.randn(BATCH, channels, side, side, generator=random)
+            ways = {"products": product, "convolution": lambda x, up=up: by_convolution(x, up=up)}
+            torch.testing.assert_close(ways["convolution"](drawn), product(drawn), rtol=1e-4, atol=1e-5)
+            entry: dict[str, Any] = {"up": up, "channels": channels, "side": side}
             for form in FORMATS:
                 x = drawn.to(getattr(torch, form)).requires_grad_(True)
-
-                def run(way: Way, x: torch.Tensor = x) -> torch.Tensor:
-                    with compute_in(form, place):  # noqa: B023 - it runs before the next form
-                        return way(x)
-
-                passes = {text: passes_of(lambda way=way: run(way), [x]) for text, way in ways.items()}  # type: ignore[misc]
+                passes = {text: passes_of(lambda way=way, x=x: way(x), [x]) for text, way in ways.items()}  # type: ignore[misc]
                 for part in ("forward", "both"):
                     entry[f"{form} {part}"] = take_pieces({text: each[part] for text, each in passes.items()}, turns)
             found.append(entry)
     return found
-
-
-def measure_filtered(*, network: str, turns: int, updates: int, precision: str) -> dict[str, list[Parts]]:
-    """Parts of an update of the whole tool, with the filter as it is and by two convolutions."""
-    from unalike.generators.stylegan import layers
-
-    every = make_learner(network, precision="float32", updates=1).settings.path_every
-    today = layers.low_pass
-
-    def filtered(how: Any) -> Parts:
-        layers.low_pass = how
-        try:
-            return parts_of(time_tool(network, precision=precision, updates=updates), every)
-        finally:
-            layers.low_pass = today
-
-    contenders: dict[str, Any] = {
-        "4×4, today": lambda: filtered(today),
-        "4×1, 1×4": lambda: filtered(separable),
-    }
-    return take_turns(contenders, turns)  # type: ignore[return-value]
 
 
 def count_work(work: Callable[[], object]) -> float:
@@ -605,7 +468,6 @@ MEASURES: dict[str, Callable[..., Any]] = {
     "sampling": measure_sampling,
     "modulated": measure_modulated,
     "resampling": measure_resampling,
-    "filtered": measure_filtered,
     "memory": measure_memory,
     "device": measure_device,
 }
@@ -661,25 +523,14 @@ def report_modulated(found: list[dict[str, Any]]) -> None:
 
 
 def report_resampling(found: list[dict[str, Any]]) -> None:
-    for form in FORMATS:
-        for part, text in (("forward", "forward"), ("both", "forward and backward")):
-            print(f"\n### Resampling, {BATCH} images, {form}, {text}: so many times as long as today\n")
-            names = list(max((entry[f"{form} {part}"] for entry in found), key=len))
-            print(f"| | today, ms | {' | '.join(names[1:])} |\n| --- | --- |{' --- |' * (len(names) - 1)}")
-            for entry in found:
-                turns, kind = entry[f"{form} {part}"], FILTERS[entry["filter"]]
-                now_ms = 1000 * statistics.median(turns[names[0]])
-                cells = [spread(ratios(turns[name], turns[names[0]])) if name in turns else "–" for name in names[1:]]
-                where = f"{kind.text}, {entry['channels']}×{entry['side']}×{entry['side']}"
-                print(f"| {where} | {now_ms:.2f} | {' | '.join(cells)} |")
-
-
-def report_filtered(name: str, found: dict[str, dict[str, list[Parts]]]) -> None:
-    print(f"\n### The filter in training: {NETWORKS[name].text}, batch {BATCH}, whole tool\n")
-    print("| | 4×4, today, images/s | 4×1, 1×4: an update takes so many times as long |\n| --- | --- | --- |")
-    for form, turns in found.items():
-        today, other = ([sum(parts) for parts in each] for each in turns.values())
-        print(f"| {form} | {spread([BATCH / each for each in today])} | {spread(ratios(other, today))} |")
+    print(f"\n### Resampling, {BATCH} images: a convolution takes so many times as long as two matrix products\n")
+    parts = [(f"{form} {part}", form, part) for form in FORMATS for part in ("forward", "both")]
+    heads = [f"{form}, {'forward' if part == 'forward' else 'forward and backward'}" for _, form, part in parts]
+    print(f"| | {' | '.join(heads)} |\n| --- |{' --- |' * len(heads)}")
+    for entry in found:
+        cells = [spread(ratios(entry[key]["convolution"], entry[key]["products"])) for key, _, _ in parts]
+        text = f"{'doubled' if entry['up'] else 'halved'}, {entry['channels']} × {entry['side']} × {entry['side']}"
+        print(f"| {text} | {' | '.join(cells)} |")
 
 
 def report_memory(found: dict[str, dict[str, float]]) -> None:
@@ -755,9 +606,6 @@ def run_cpu(wanted: list[str], networks: list[str], turns: int, *, quick: bool) 
             report_training(name, measured("training", network=name, **work))
         if "sampling" in wanted:
             report_sampling(name, measured("sampling", network=name, turns=turns, steps=steps), steps)
-        if "resampling" in wanted:
-            told = {form: measured("filtered", network=name, precision=form, **work) for form in FORMATS}
-            report_filtered(name, told)
         sys.stdout.flush()
     if "modulated" in wanted:
         features, sides = ((64, 256), (8, 32)) if quick else (FEATURES, SIDES)

@@ -23,10 +23,12 @@ _HOMES = {
     "GuardSettings": "unalike.runs.settings",
     "ImageFolder": "unalike.cohort.store",
     "InputError": "unalike.errors",
+    "InversionSettings": "unalike.generators.inversion.settings",
     "MemorizerSettings": "unalike.generators.controls.memorizer",
     "MembershipSettings": "unalike.audit.membership_settings",
     "PhantomSettings": "unalike.cohort.phantom",
     "PrepareSettings": "unalike.cohort.settings",
+    "StyleganSettings": "unalike.generators.stylegan.settings",
     "UnalikeError": "unalike.errors",
     "WatchSettings": "unalike.runs.settings",
     "adopt_model": "unalike.runs.adopt",
@@ -37,12 +39,17 @@ _HOMES = {
     "draw_samples": "unalike.runs.sample",
     "find_matches": "unalike.similarity.correlation",
     "inspect_folder": "unalike.report.inspect",
+    "load_generator": "unalike.generators.stylegan.model",
+    "make_film": "unalike.runs.latent",
+    "make_mix": "unalike.runs.latent",
     "make_phantom": "unalike.cohort.phantom",
     "open_images": "unalike.cohort.store",
     "drop_subject": "unalike.cohort.removal",
     "find_leaks": "unalike.cohort.compare",
     "list_recipes": "unalike.cohort.recipes",
     "open_loss_model": "unalike.generators.losses",
+    "project_folder": "unalike.runs.latent",
+    "read_embedding": "unalike.generators.inversion.embedding",
     "prepare_cohort": "unalike.cohort.build",
     "recipe_settings": "unalike.cohort.recipes",
     "reject_copies": "unalike.audit.index",
@@ -76,12 +83,19 @@ if TYPE_CHECKING:
     from unalike.generators.controls.gaussian import GaussianSettings as GaussianSettings
     from unalike.generators.controls.memorizer import MemorizerSettings as MemorizerSettings
     from unalike.generators.diffusion.settings import DiffusionSettings as DiffusionSettings
+    from unalike.generators.inversion.embedding import read_embedding as read_embedding
+    from unalike.generators.inversion.settings import InversionSettings as InversionSettings
     from unalike.generators.losses import open_loss_model as open_loss_model
     from unalike.generators.settings import DrawSettings as DrawSettings
+    from unalike.generators.stylegan.model import load_generator as load_generator
+    from unalike.generators.stylegan.settings import StyleganSettings as StyleganSettings
     from unalike.records import Estimate as Estimate
     from unalike.report import write_report as write_report
     from unalike.report.inspect import inspect_folder as inspect_folder
     from unalike.runs.adopt import adopt_model as adopt_model
+    from unalike.runs.latent import make_film as make_film
+    from unalike.runs.latent import make_mix as make_mix
+    from unalike.runs.latent import project_folder as project_folder
     from unalike.runs.sample import draw_samples as draw_samples
     from unalike.runs.settings import GuardSettings as GuardSettings
     from unalike.runs.settings import WatchSettings as WatchSettings

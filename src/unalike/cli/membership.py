@@ -31,7 +31,7 @@ def membership(
     Parameters
     ----------
     run
-        Run folder: diffusion, gaussian or memorizer.
+        Run folder: diffusion, stylegan, gaussian or memorizer.
     against
         Cohort the run was trained on. Subjects it did not see are the non-members.
     out

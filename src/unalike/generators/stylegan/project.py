@@ -2,14 +2,15 @@
 
 Karras et al. (2020, "Analyzing and Improving the Image Quality of StyleGAN", section 5 and appendix D) look for one
 style w for all layers; Abdal, Qin and Wonka (2019) for one of each layer's own, in W+, which reproduces more of any
-image. Adam starts at the mean style, and its learning rate rises and falls. The way to W+ leads through W for the first
-half of the updates, which ends nearer to the image than going there at once.
+image. Adam's learning rate rises and falls. The way to W+ leads through W for the first half of the updates, which ends
+nearer to the image than going there at once.
 
-What differs from the papers. The loss is the squared error of pixels, and a little of it at each half of the
-resolution: a learned perceptual distance needs a network trained on photographs, which is neither at hand nor made for
-medical images. The noise of the layers is fixed at zero: optimized as well, as in appendix D, it is a number a pixel,
-which would draw any image, whether or not the generator knows anything of it. There is no noise on the style either,
-which made no difference here, so that of all updates the best can be kept.
+What differs from the papers. The search starts not at the mean style but at the nearest of it and some drawn styles:
+from the mean alone it misses images that the generator knows by heart. The loss is the squared error of pixels: a
+learned perceptual distance needs a network trained on photographs, which is neither at hand nor made for medical
+images. The noise of the layers is fixed at zero: optimized as well, as in appendix D, it is a number a pixel, which
+would draw any image, whether or not the generator knows anything of it. There is no noise on the style either, which
+made no difference here, so that of all updates the best can be kept.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ import numpy.typing as npt
 import torch
 
 from unalike.errors import InputError
-from unalike.generators.stylegan.layers import downsample
 from unalike.generators.stylegan.model import StyleganModel
 from unalike.generators.stylegan.settings import ProjectionSettings
 from unalike.records import FloatArray, Pixels
+from unalike.seeds import generator_for
 
 RISE, FALL = 0.05, 0.25  # shares of the updates over which the learning rate rises and falls (appendix D)
-COARSE = 0.1  # weight of each coarser resolution: more of it brought images less near
+STARTS = "projection-starts"
 TIED = 0.5  # share of the updates in which all layers share one style, on the way to W+
 
 
@@ -39,7 +40,7 @@ class Projection:
 
     ``styles`` (n, layers, latent), float32; ``images`` (n, C, H, W), what the generator draws of them without noise.
     ``distances`` (n,) is the root mean squared difference between ``images`` and the given ones, over all channels,
-    in grey levels of 255; ``start`` (n,) the same at the mean style, before the first update.
+    in grey levels of 255; ``start`` (n,) the same at the mean style, of the class whose mean image is nearest.
     """
 
     styles: npt.NDArray[np.float32]
@@ -58,14 +59,14 @@ def project_images(
 ) -> Projection:
     """Find styles from which ``model`` draws ``images`` (n, C, H, W), pixels of the size and type that it draws.
 
-    A generator with classes starts from the mean style of the class whose mean image is nearest; no label is asked
+    The search starts at the style whose image is nearest: of the mean style and ``settings.starts`` styles of latents
+    drawn from ``seed``, the same for all images. A generator with classes has these of every class; no label is asked
     for. Each image is searched for on its own, and its neighbours change nothing, to the last bit on one machine: the
     network always works on ``settings.batch_size`` images. It computes in float32 whatever the model's precision.
-    Nothing is random: ``seed`` changes nothing. ``progress(count, text)`` is called after each group of images.
+    ``progress(count, text)`` is called after each group of images.
 
     Raises `InputError` if the images are not of the size, channels and type that the model draws.
     """
-    del seed
     _check(model, images)
     count, shape, highest = len(images), model.shape, model.scale.highest
     found = Projection(
@@ -77,19 +78,22 @@ def project_images(
     with torch.no_grad():
         centres = model.centres()
         pictures = _draw(model, centres[:, None])
+        starts = torch.cat([centres, _draw_styles(model, settings.starts, seed)])
+        nearest = _find_nearest(model, images, starts, settings.batch_size)
     for begin in range(0, count, settings.batch_size):
         group = images[begin : begin + settings.batch_size]
         size, part = len(group), slice(begin, begin + len(group))
         filled = np.concatenate([group, np.repeat(group[-1:], settings.batch_size - size, axis=0)])
         wanted = model.encode(filled)
-        nearest = [int(_errors(pictures, image).argmin()) for image in wanted]
-        styles = _search(model, wanted, centres[nearest], settings)
+        begun = np.pad(nearest[part], (0, settings.batch_size - size), mode="edge")
+        styles = _search(model, wanted, starts[torch.from_numpy(begun).to(model.place)], settings)
         with torch.no_grad():
             drawn = model.decode(_draw(model, styles))[:size]
         found.styles[part] = styles.expand(-1, shape.layers, -1)[:size].cpu().numpy()
         found.images[part] = drawn
         found.distances[part] = grey_distance(drawn, group, highest=highest)
-        found.start[part] = grey_distance(model.decode(pictures[nearest])[:size], group, highest=highest)
+        middle = [int(_errors(pictures, image).argmin()) for image in wanted[:size]]
+        found.start[part] = grey_distance(model.decode(pictures[middle]), group, highest=highest)
         if progress is not None:
             progress(size, f"off by {np.median(found.distances[part]):.1f} grey levels")
     return found
@@ -118,6 +122,28 @@ def _draw(model: StyleganModel, styles: torch.Tensor) -> torch.Tensor:
         return model.network.synthesize(styles.expand(-1, model.shape.layers, -1))
 
 
+def _draw_styles(model: StyleganModel, count: int, seed: int) -> torch.Tensor:
+    """Styles (classes or 1 times ``count``, latent): those of the same drawn latents in every class."""
+    latents = generator_for(seed, STARTS).standard_normal((count, model.shape.latent), np.float32)
+    z = torch.from_numpy(latents).to(model.place)
+    asked = [model.one_hot([label] * count) for label in model.labels] or [None]
+    return torch.cat([model.network.mapping(z, label) for label in asked])
+
+
+def _find_nearest(model: StyleganModel, images: Pixels, styles: torch.Tensor, at_once: int) -> npt.NDArray[np.int64]:
+    """Which of ``styles`` (k, latent) draws the image nearest to each of ``images`` (n, C, H, W): numbers (n,)."""
+    least, nearest = np.full(len(images), math.inf), np.zeros(len(images), np.int64)
+    # The pictures of all styles may be too many to keep, so each few meet all images. An image is compared alone, and
+    # drawn pictures are the same whatever images there are: neighbours change nothing.
+    for begin in range(0, len(styles), at_once):
+        pictures = _draw(model, styles[begin : begin + at_once, None])
+        for place in range(len(images)):
+            error, which = _errors(pictures, model.encode(images[place : place + 1])).min(dim=0)
+            if error.item() < least[place]:
+                least[place], nearest[place] = error.item(), begin + which.item()
+    return nearest
+
+
 def _search(
     model: StyleganModel, wanted: torch.Tensor, start: torch.Tensor, settings: ProjectionSettings
 ) -> torch.Tensor:
@@ -138,7 +164,7 @@ def _search(
         best = torch.where(better[:, None, None], styles.detach(), best)
         if step == settings.steps:  # the last update is looked at, and no more
             break
-        (gradient,) = torch.autograd.grad(_loss(difference), styles)
+        (gradient,) = torch.autograd.grad(difference.square().mean(dim=(1, 2, 3)).sum(), styles)
         # With one gradient for all layers the search stays in W, and enters W+ from there.
         tied = step < TIED * settings.steps
         styles.grad = gradient.mean(dim=1, keepdim=True).expand_as(gradient).clone() if tied else gradient
@@ -150,18 +176,6 @@ def _search(
 def _errors(pictures: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """Mean squared differences (n,) of pictures (n, C, H, W) and one image."""
     return (pictures - image).square().mean(dim=(1, 2, 3))
-
-
-def _loss(difference: torch.Tensor) -> torch.Tensor:
-    """Σ over images of the mean square of ``difference`` (B, C, H, W), and of `COARSE` times that at each half size.
-
-    The size is halved until a side is odd.
-    """
-    loss = difference.square().mean(dim=(1, 2, 3)).sum()
-    while all(side % 2 == 0 for side in difference.shape[2:]):
-        difference = downsample(difference)
-        loss = loss + COARSE * difference.square().mean(dim=(1, 2, 3)).sum()
-    return loss
 
 
 def rate_share(step: int, steps: int) -> float:

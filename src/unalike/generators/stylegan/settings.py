@@ -168,6 +168,10 @@ class ProjectionSettings:
     batch_size: int = 16
     """Images worked on at once; another number rounds differently (images)."""
 
+    starts: int = 256
+    """Drawn styles among which, beside the mean style, the nearest to the image is where the search starts, of each
+    class if there are classes; 0 for the mean style alone (count)."""
+
     space: Literal["w+", "w"] = "w+"
     """A style of each layer's own (Abdal et al. 2019), or one for all: what the generator itself uses."""
 
@@ -175,5 +179,6 @@ class ProjectionSettings:
         """Refuse values that make no sense, naming the setting."""
         for name in ("steps", "batch_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.starts >= 0, "starts", self.starts, "0 or more")
         require(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "a number above 0")
         require(self.space in ("w+", "w"), "space", self.space, "w+ or w")
