@@ -26,7 +26,8 @@ SCHEMA = 2
 UNFINISHED = "unfinished.json"
 LOCK = ".lock"
 HEADERS = {
-    kind: f"{kind}.json" for kind in ("cohort", "run", "samples", "audit", "demo", "membership", "steps", "projection")
+    kind: f"{kind}.json"
+    for kind in ("cohort", "run", "samples", "audit", "demo", "membership", "steps", "sweep", "projection")
 }
 
 IMAGES = "images.zarr"

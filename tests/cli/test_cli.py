@@ -29,6 +29,7 @@ COMMANDS = (
     "report",
     "sample",
     "steps",
+    "sweep",
     "train",
 )
 

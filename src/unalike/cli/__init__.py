@@ -33,12 +33,13 @@ from unalike.cli.recipes import recipes
 from unalike.cli.report import report
 from unalike.cli.sample import sample
 from unalike.cli.steps import steps
+from unalike.cli.sweep import sweep
 from unalike.cli.train import train
 from unalike.errors import SettingsError, UnalikeError
 from unalike.generators.diffusion.settings import PRESETS as DIFFUSION_PRESETS
 from unalike.generators.stylegan.settings import PRESETS as STYLEGAN_PRESETS
 
-_COMMANDS = (demo, recipes, prepare, inspect, adopt, sample, steps, audit, membership, index, report, phantom)
+_COMMANDS = (demo, recipes, prepare, inspect, adopt, sample, steps, sweep, audit, membership, index, report, phantom)
 _EPILOGUE = (
     "With any command: --debug shows where an error came from; --config FILE takes settings from a TOML file "
     "with one table per command ([prepare], [train.diffusion], …), over which flags win."
@@ -146,7 +147,7 @@ def run(arguments: Sequence[str]) -> int:
     except UnalikeError as error:
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt as interrupt:
-        known = "repeat the command: prepare, train, sample, steps, audit and demo go on, the others begin again."
+        known = "repeat the command: prepare, train, sample, steps, sweep, audit, demo go on, the others begin again."
         return _fail(f"interrupted; {str(interrupt) or known}", 130, debug)
     except BrokenPipeError:  # the reader (head, less) went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -118,7 +118,7 @@ class StyleganLosses:
     """How badly the generator reproduces an image: log of the squared distance to its projection (`project_images`).
 
     Into W, one style for all layers as the generator itself uses, and into W+, a style of each layer's own. A distance
-    is the root mean squared difference in grey levels of 255, here after ``steps`` updates.
+    is the root mean squared difference in grey levels of 255, here after ``steps`` updates from the nearest start.
     """
 
     model: StyleganModel
@@ -127,7 +127,7 @@ class StyleganLosses:
     levels: tuple[str, ...] = ("projected into W", "projected into W+")
 
     def losses(self, images: Pixels, *, seed: int) -> FloatArray:
-        """Log squared distances (n, 2) of images (n, C, H, W); an image's loss depends on it alone."""
+        """Log squared distances (n, 2) of images (n, C, H, W); an image's loss depends on it and ``seed``."""
         settings = (ProjectionSettings(steps=self.steps, space="w"), ProjectionSettings(steps=self.steps, space="w+"))
         found = [project_images(self.model, images, settings=each, seed=seed).distances for each in settings]
         return np.log(np.maximum(np.square(np.stack(found, axis=1)), LEAST_ERROR))

@@ -308,8 +308,8 @@ def _find_folder(place: str | Path, wanted: Collection[str]) -> tuple[Path, str]
     path = Path(place)
     if path.is_dir():
         return path, path.resolve().name
-    if isinstance(place, str) and HUB_NAME.fullmatch(place):
-        return _from_hub(place, [part for part in wanted if part in WEIGHTS]), place
+    if HUB_NAME.fullmatch(str(place)):
+        return _from_hub(str(place), [part for part in wanted if part in WEIGHTS]), str(place)
     raise FolderError(
         f"{place} does not exist. Give a folder of diffusers, a .safetensors file, or a name on the Hugging Face hub "
         "(owner/name)."
@@ -332,7 +332,8 @@ def _from_hub(name: str, weighty: Collection[str]) -> Path:
                 if not local:
                     raise
                 continue
-            if all(_weights_in(folder / part, part) is not None for part in weighty):
+            settled = (folder / "model_index.json").is_file()
+            if settled and all(_weights_in(folder / part, part) is not None for part in weighty):
                 return folder
     except Exception as error:  # huggingface_hub lets through what its network library raises
         raise FolderError(

@@ -42,7 +42,10 @@ class Concept(nn.Module):
         """What the text encoder says of these prompts (B, length, d'); each one is encoded once."""
         learned = self.learned()
         told = {index: self.base.encode_text(self.prompts[index], learned) for index in sorted(set(which))}
-        return torch.stack([told[index] for index in which])
+        hidden = torch.stack([told[index] for index in which])
+        # Vectors of other tokens get a gradient of 0 rather than none: several processes, and an optimizer that counts
+        # its steps, want one of every weight in every update.
+        return hidden if len(self.vectors) == 1 else hidden + 0 * torch.stack([v.sum() for v in self.vectors]).sum()
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, which: Sequence[int]) -> torch.Tensor:
         """What the base predicts of noisy latents x_t (B, c, h, w) at times t (B,) for these prompts."""

@@ -129,7 +129,12 @@ def open_model(
         if decay not in there:
             raise FolderError(f"{place} has no average of decay {decay}. There are: {', '.join(map(str, there))}.")
         room = place if decay == there[0] else place / str(decay)
-    opened = open_base(base or str(content["base"]), device=device, precision=precision)
+    try:
+        opened = open_base(base or str(content["base"]), device=device, precision=precision)
+    except FolderError as error:
+        if base:
+            raise
+        raise FolderError(f"{error} If the base of this run was moved, say where it is with --base.") from error
     if opened.identity != content["base_identity"]:
         raise FolderError(f"{base or content['base']} is not the base that {place.parent} was trained on. Give --base.")
     learned: dict[str, torch.Tensor] = {}

@@ -43,8 +43,8 @@ class InversionSampler:
         if settings.label and settings.label not in model.labels:
             there = ", ".join(model.labels) or "none: it was trained without --condition label"
             raise SettingsError(f"--label {settings.label} is unknown. There are: {there}.")
-        self.ends = [parse_prompt(text, known=model.learned) for text in settings.morph]
-        self.asked = parse_prompt(settings.prompt, known=model.learned) if settings.prompt else None
+        self.ends = [_parse(text, model) for text in settings.morph]
+        self.asked = _parse(settings.prompt, model) if settings.prompt else None
         self._check()
 
     def _check(self) -> None:
@@ -157,6 +157,11 @@ class InversionSampler:
         return self.told[text]
 
 
+def _parse(text: str, model: InversionModel) -> tuple[Concept, ...]:
+    """The concepts of a prompt that weigh anything: a weight of 0 is as if it were not there."""
+    return tuple(concept for concept in parse_prompt(text, known=model.learned) if concept.weight)
+
+
 def _pick(stack: npt.NDArray[Any], seeds: Sequence[int]) -> npt.NDArray[Any]:
     """The entries of given images that belong to these samples."""
     return stack[[seed % len(stack) for seed in seeds]]
@@ -166,8 +171,8 @@ def _pick(stack: npt.NDArray[Any], seeds: Sequence[int]) -> npt.NDArray[Any]:
 class Composed:
     """f(∅) + g Σ_i w_i (f(c_i) − f(∅)): composable diffusion (Liu et al. 2022, equation 11) with guidance g.
 
-    One pass for each concept and one without, in one batch; a single concept of weight 1 under guidance 1 asks the
-    conditional network alone.
+    One pass for each concept and one without, all of one size, so that what an image comes out as does not depend on
+    how many concepts its neighbours have; a single concept of weight 1 under guidance 1 is the conditional network.
     """
 
     model: InversionModel
@@ -177,20 +182,24 @@ class Composed:
 
     def __call__(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """What the base predicts of x_t (B, c, h, w) at time t."""
-        base = self.model.base
-        most = max(len(asked) for asked in self.concepts)
-        if most == 1 and self.guidance == 1 and all(asked[0].weight == 1 for asked in self.concepts):
-            return base.predict(x_t, t, torch.stack([self.tell(asked[0].text) for asked in self.concepts]))
-        nothing = Concept("", 0.0)
-        filled = [list(asked) + [nothing] * (most - len(asked)) for asked in self.concepts]
-        rows = [torch.stack([self.tell("")] * len(x_t))]
-        rows += [torch.stack([self.tell(asked[k].text) for asked in filled]) for k in range(most)]
-        plain, *told = base.predict(x_t.repeat(most + 1, 1, 1, 1), t, torch.cat(rows)).chunk(most + 1)
+        asked, most = self.concepts, max(len(asked) for asked in self.concepts)
+        alone = [self.guidance == 1 and len(those) == 1 and those[0].weight == 1 for those in asked]
+        told = [
+            self._predict(x_t, t, [those[k].text if k < len(those) else "" for those in asked]) for k in range(most)
+        ]
+        if all(alone):
+            return told[0]
+        plain = self._predict(x_t, t, [""] * len(x_t))
         moved = torch.zeros_like(plain)
         for k, part in enumerate(told):
-            weights = torch.tensor([asked[k].weight for asked in filled], device=x_t.device)
-            moved = moved + weights[:, None, None, None] * (part - plain)
-        return plain + self.guidance * moved
+            weights = [those[k].weight if k < len(those) else 0.0 for those in asked]
+            moved = moved + torch.tensor(weights, device=x_t.device)[:, None, None, None] * (part - plain)
+        conditional = torch.tensor(alone, device=x_t.device)[:, None, None, None]
+        return torch.where(conditional, told[0], plain + self.guidance * moved)
+
+    def _predict(self, x_t: torch.Tensor, t: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        """What the base predicts of x_t (B, c, h, w) at time t, a text for each."""
+        return self.model.base.predict(x_t, t, torch.stack([self.tell(text) for text in texts]))
 
 
 def open_inversion(

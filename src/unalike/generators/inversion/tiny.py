@@ -49,6 +49,7 @@ UNET_CHANNELS = (48, 64)
 MULTIPLE = FACTOR * 2 ** (len(UNET_CHANNELS) - 1)  # of which heights and widths have to be multiples (pixels)
 NORM_GROUPS = 8
 WIDTH = 32  # dimension of token vectors and of the text the U-Net sees
+WORD_SPREAD, POSITION_SPREAD = 0.4, 0.002  # standard deviations of the first embeddings; see `_speak_up`
 POSITIONS = 77  # tokens of a prompt with its start and end, as in CLIP
 
 # What every tiny base can say in one token a word, besides its captions.
@@ -115,6 +116,7 @@ def build_tiny_base(*, size: int = 32, seed: int = 0, words: Sequence[str] = ())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "tiny base"))
             text_encoder: Any = CLIPTextModel(config)
+            _speak_up(text_encoder)
             vae = _build_vae()
             unet = _build_unet(size // FACTOR)
     scheduler = DDPMScheduler(
@@ -177,6 +179,18 @@ def _merge(word: Sequence[str], pair: tuple[str, str]) -> list[str]:
         else:
             merged.append(piece)
     return merged
+
+
+def _speak_up(text_encoder: Any) -> None:
+    """Make words loud and positions quiet, before anything is learned.
+
+    CLIP begins with both alike, and with 70 places of padding around a few words, what is said is next to nothing of
+    what the U-Net sees; it listens only after it has been told apart (seen: 250 updates this way, not in 300 without).
+    """
+    embeddings = text_encoder.embeddings
+    with torch.no_grad():
+        embeddings.token_embedding.weight.mul_(WORD_SPREAD / embeddings.token_embedding.weight.std())
+        embeddings.position_embedding.weight.mul_(POSITION_SPREAD / embeddings.position_embedding.weight.std())
 
 
 def _build_vae() -> Any:

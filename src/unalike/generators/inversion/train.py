@@ -35,7 +35,7 @@ from unalike.generators.watching import Draw, Watcher, train_watched
 from unalike.records import FloatArray
 from unalike.seeds import generator_for, seed_for
 
-AT_ONCE = 16  # images encoded at once
+AT_ONCE = 2**18  # pixels encoded at once, one image of 512 × 512: more would set the peak of memory
 
 
 def train_inversion(
@@ -59,15 +59,17 @@ def train_inversion(
     if not settings.base:
         raise SettingsError("base = '': give --base, a folder with Stable Diffusion 1.x or 2.x in diffusers format.")
     mapping = choose_mapping(images.scale.channels, images.scale.levels)
+    refuse_left_out(mapping)
     labels, names = name_tokens(images, settings)
     base = open_base(settings.base, device=str(processes.place), precision=settings.precision)
     side = settings.resolution or max(base.native_size)
+    base.latent_shape(side, side)  # says now what sampling would say after the training
     latents = encode_all(images, base, mapping, side=side, processes=processes)
     if watcher is None:
         base = without_vae(base)
     if settings.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
-    prompts = [settings.template.format(name) for name in names]
+    prompts = [settings.template.replace("{}", name) for name in names]
     network: Concept | Additions
     if settings.method == "lora":
         network = Additions(base, rank=settings.rank, prompts=prompts, seed=seed)
@@ -120,12 +122,24 @@ def encode_all(
     parts = []
     quiet = contextlib.nullcontext(Progress())
     with show_progress("encode", total=len(images), unit="images") if processes.main else quiet as progress:
-        for begin in range(0, len(images), AT_ONCE):
-            pixels = images.read(np.arange(begin, min(begin + AT_ONCE, len(images))))
+        count = max(1, AT_ONCE // side**2)
+        for begin in range(0, len(images), count):
+            pixels = images.read(np.arange(begin, min(begin + count, len(images))))
             rgb = resize_to(mapping.to_rgb(images.scale.to_unit(pixels)), side, side)
             parts.append(base.encode(torch.from_numpy(rgb).to(base.place)).float().cpu().numpy())
             progress.advance(len(pixels))
     return np.concatenate(parts)
+
+
+def refuse_left_out(mapping: ChannelMapping) -> None:
+    """Raise `SettingsError` for channels that would not be drawn: samples have a cohort's channels, or none can hold
+    them against it."""
+    left = [name for name in mapping.channels if name not in mapping.drawn]
+    if left:
+        raise SettingsError(
+            f"channels {', '.join(left)} would be left out: a text-to-image base draws three channels at most, and no "
+            "mask. Prepare the cohort without them."
+        )
 
 
 def sorted_labels(images: TrainImages, settings: InversionSettings) -> list[str]:
@@ -149,12 +163,20 @@ def name_tokens(images: TrainImages, settings: InversionSettings) -> tuple[list[
         )
     refuse_single_patients(labels, images.cohort.column("subject")[images.rows].tolist())
     names = classes if settings.method == "lora" else [in_brackets(name) for name in classes]
+    for name in names:
+        if names.count(name) > 1:
+            raise SettingsError(f"several classes would be called {name}. Give them names that differ without blanks.")
     return [classes.index(label) for label in labels], names
 
 
 def in_brackets(word: str) -> str:
-    """<word>, without blanks: how prompts call a learned concept."""
+    """<word>, without blanks: how prompts call a learned concept.
+
+    Raises `SettingsError` for a word that cannot name a token and its file.
+    """
     plain = "-".join(word.strip("<> ").split())
+    if plain in ("", ".", "..") or any(sign in "<>/\\" or not sign.isprintable() for sign in plain):
+        raise SettingsError(f"token {word!r} cannot be the name of a file. Give one without /, \\, < and >.")
     return f"<{plain}>"
 
 
@@ -247,7 +269,7 @@ class InversionTask:
             base=self.base,
             learned={name: vectors.detach() for name, vectors in self.network.learned().items()},
             prompts=counts,
-            labels={},
+            labels=dict(zip(sorted_labels(self.images, self.settings), self.network.prompts, strict=False)),
             scale=self.images.scale,
             mapping=self.mapping,
             size=self.images.cohort.size,

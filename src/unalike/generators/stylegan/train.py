@@ -226,9 +226,9 @@ class Adversaries:
     def update(self, n: int, parts: Sequence[RealBatch]) -> torch.Tensor:
         """A step of the generator, one of the discriminator, and their penalties where they are due."""
         if self.compiled is None:
-            compile_: Any = torch.compile if self.settings.compile else (lambda network: network)
+            compile_: Any = torch.compile if self.settings.compile else (lambda work: work)
             # What is differentiated twice cannot be compiled.
-            self.compiled = compile_(self.generator), compile_(self.discriminator)
+            self.compiled = compile_(self.generator.synthesize), compile_(self.discriminator)
         loss = self._step("generator/", [self._fool(n, part) for part in parts])
         if self.every["generator/"] and n % self.every["generator/"] == 0:
             (lengths,) = self._step("generator/", [self._straighten(n, part) for part in parts])
@@ -337,7 +337,7 @@ class Adversaries:
         ws, noise = self._styles(n, part, purpose)
         assert self.compiled is not None  # noqa: S101
         with compute_in(self.precision, self.place):
-            images: torch.Tensor = self.compiled[0].synthesize(ws, noise)
+            images: torch.Tensor = self.compiled[0](ws, noise)
         return images
 
     def _ask(
