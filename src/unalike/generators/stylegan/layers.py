@@ -128,19 +128,19 @@ def low_pass(x: torch.Tensor, *, margin: int, gain: float = 1.0) -> torch.Tensor
 
 def downsample(x: torch.Tensor) -> torch.Tensor:
     """Half the resolution, low-passed: exact on constants and ramps but for the outermost pixels."""
-    height, width = x.shape[2:]
-    return resampling(height // 2).T.to(x) @ x @ resampling(width // 2).to(x) / 4
+    height, width = (resampling(side // 2, x.dtype, x.device) for side in x.shape[2:])
+    return height.T @ x @ width / 4
 
 
 def upsample(x: torch.Tensor) -> torch.Tensor:
     """Twice the resolution, bilinear, in float32: zeros between the pixels, then the low-pass filter."""
-    height, width = x.shape[2:]
+    height, width = (resampling(side, x.dtype, x.device) for side in x.shape[2:])
     with torch.autocast(x.device.type, enabled=False):
-        return resampling(height).to(x) @ x @ resampling(width).T.to(x)
+        return height @ x @ width.T
 
 
-@functools.lru_cache(maxsize=64)
-def resampling(side: int) -> torch.Tensor:
+@functools.lru_cache(maxsize=256)
+def resampling(side: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """The matrix (2 · side, side) that doubles a row of pixels; its transpose over 2 halves one.
 
     Products with it are several times as fast on a processor as the strided depthwise convolutions that they stand for,
@@ -151,4 +151,5 @@ def resampling(side: int) -> torch.Tensor:
         for tap, weight in enumerate(TAPS, start=2 * place - 1):
             if 0 <= tap < 2 * side:
                 matrix[tap, place] = 2 * weight / sum(TAPS)
-    return torch.from_numpy(matrix)
+    with torch.inference_mode(False):  # first asked for while sampling, it must still serve a gradient later
+        return torch.from_numpy(matrix).to(device, dtype)
