@@ -112,12 +112,14 @@ def main() -> None:
     print(f"real holdout images told to be {options.label}: {holdout}")
     print(print("| learned | patients | loss, no prompt | loss, before | told to be the class | Fréchet distance |"))
     print("| --- | --- | --- | --- | --- | --- |")
-    for method, vectors, subjects in plans:
-        name = f"{method}-{vectors}-{subjects or 'all'}"
+    # A concept that has seen one batch is the one before training.
+    plans = [("embedding", most, None, 1)] + [(*plan, options.steps) for plan in plans]
+    for method, vectors, subjects, steps in plans:
+        name = f"{method}-{vectors}-{subjects or 'all'}-{steps}"
         run, samples = options.out / f"run-{name}", options.out / f"samples-{name}"
         rate = 5e-3 if method == "embedding" else 5e-4
         if folders.kind_of(run) is None:
-            settings = {"base": options.base, "steps": options.steps, "batch_size": 8, "learning_rate": rate}
+            settings = {"base": options.base, "steps": steps, "batch_size": 8, "learning_rate": rate}
             settings |= {"vectors": vectors or 1, "method": method, "token": "concept", "checkpoint_every": 30.0}
             train_generator(kind="inversion", cohort=options.cohort, out=run, settings=settings, subjects=subjects)
         if folders.kind_of(samples) is None:
@@ -142,6 +144,7 @@ def main() -> None:
         seen = embed_cached(features, drawn, np.arange(len(drawn)), None)
         distance = frechet_estimate(seen, real, subjects_a=drawn.column("subject"), subjects_b=owners, seed=0)
         learned = f"{vectors} vectors" if method == "embedding" else "LoRA of rank 4"
+        learned += " (before)" if steps == 1 else ""
         print(
             f"| {learned} | {subjects or 'all'} | {spread(after / nothing - 1)} | {before} | {told} | {distance} |",
             flush=True,

@@ -54,6 +54,7 @@ _HOMES = {
     "recipe_settings": "unalike.cohort.recipes",
     "reject_copies": "unalike.audit.index",
     "run_demo": "unalike.study.demo",
+    "sweep_generator": "unalike.study.sweep",
     "train_generator": "unalike.runs.train",
     "write_report": "unalike.report",
 }
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
     from unalike.study.demo import run_demo as run_demo
     from unalike.study.settings import DemoSettings as DemoSettings
     from unalike.study.steps import compare_steps as compare_steps
+    from unalike.study.sweep import sweep_generator as sweep_generator
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,7 @@ if __name__ != "__main__":
     from unalike.errors import FolderError, InputError, SettingsError
     from unalike.generators.data import open_train_images
     from unalike.generators.descent import Descent
+    from unalike.generators.inversion import private
     from unalike.generators.inversion import train as inversion
     from unalike.generators.inversion.base import BaseModel, libraries_silent, open_base
     from unalike.generators.inversion.concept import Additions, Concept, begin_vectors
@@ -110,6 +111,11 @@ def _train(cohort: Path, out: Path, place: Path, *, watch: WatchSettings | None 
 
 def _content(run: Path) -> Any:
     return folders.read_header(run, kind="run").content
+
+
+@pytest.fixture(autouse=True)
+def _same_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private, "draw_secret", lambda: 7)
 
 
 def _state(run: Path, step: int = 0) -> State:
@@ -395,9 +401,8 @@ def test_three_channels_are_the_three_colours(base: Path, tmp_path: Path) -> Non
         {},
         {"condition": "label", "batch_size": 1},
         {"method": "lora", "rank": 2, "ema_decays": (0.0, 0.9)},
-        {"private_noise": 0.5, "private_clip": 0.01},
     ],
-    ids=["embedding", "classes", "lora", "private"],
+    ids=["embedding", "classes", "lora"],
 )
 def test_a_resumed_training_equals_an_uninterrupted_one(
     cohort: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: dict[str, Any]
@@ -608,6 +613,27 @@ def test_a_private_run_tells_its_promise(cohort: Path, base: Path, tmp_path: Pat
     assert "privacy" not in _content(_train(cohort, tmp_path / "plain", base, steps=1))
 
 
+def test_the_noise_of_a_private_run_follows_from_no_seed_and_goes_on_after_an_interruption(
+    cohort: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = {"private_noise": 0.5, "private_clip": 0.01, "checkpoint_every": 120}
+    with monkeypatch.context() as patch:
+        patch.setattr(private, "draw_secret", lambda: 1234567890123456789)
+        whole = _train(cohort, tmp_path / "whole", base, **order)
+        _stop_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            _train(cohort, tmp_path / "pieces", base, **order)
+    # Resumed by a process that drew another secret.
+    pieces = _train(cohort, tmp_path / "pieces", base, **order)
+    other = _train(cohort, tmp_path / "other", base, **order)
+    digests = [_content(run)["model_digest"] for run in (whole, pieces, other)]
+    assert digests[0] == digests[1] != digests[2]
+    for path in (entry for entry in whole.rglob("*") if entry.is_file()):
+        data = path.read_bytes()
+        assert b"1234567890123456789" not in data
+        assert (1234567890123456789).to_bytes(8, "little") not in data
+
+
 def test_several_processes_are_refused_with_privacy(cohort: Path, base: Path) -> None:
     task = _task(cohort, base, private_noise=1.0)
     several: Any = SimpleNamespace(count=2, place=torch.device("cpu"))
@@ -634,13 +660,13 @@ def test_two_processes_learn_what_one_does(server: Server, cohort: Path, base: P
 
 
 def test_a_killed_training_goes_on(server: Server, cohort: Path, base: Path, tmp_path: Path) -> None:
-    order = {"steps": 16, "batch_size": 1}
+    order = {"steps": 24, "batch_size": 1}
     expected = _train(cohort, tmp_path / "whole", base, **order)
     run, before = tmp_path / "run", 0
     for moment in (0.0, 0.02):
         codes, said = server.run(_order(cohort, run, base, **order), kill_after=moment, watched=run)
         assert codes == [-signal.SIGKILL], said
-        assert before < _newest(str(run)) < 16
+        assert before < _newest(str(run)) < 24
         before = _newest(str(run))
     _assert_same_run(_train(cohort, run, base, **order), expected)
 

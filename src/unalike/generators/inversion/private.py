@@ -8,8 +8,9 @@ norm of the noise grows with the root of the number of weights.
 
 from __future__ import annotations
 
+import secrets
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,12 @@ class PrivateDescent(Descent[Any]):
         super().__init__(task, settings, seed=seed, processes=processes)
         self.private = settings
         self.work: Any = task
+        self.secret = draw_secret()
 
     def batch(self, n: int, part: slice) -> Any:
         """One image of each patient who takes part in update ``n``; there is but one part."""
         del part
-        random = generator_for(self.seed, "patients", n)
+        random = generator_for(self.secret, "patients", n)
         subjects = len(self.work.subjects)
         there = np.flatnonzero(random.random(subjects) < sampling_rate(self.private, subjects=subjects))
         positions = [int(random.choice(np.flatnonzero(self.work.owners == subject))) for subject in there]
@@ -51,7 +53,8 @@ class PrivateDescent(Descent[Any]):
         total = [torch.zeros_like(weight) for weight in weights]
         losses = [torch.zeros((), device=self.place)]
         for image in parts[0]:
-            stream = torch.Generator(self.place).manual_seed(seed_for(self.seed, "noise", n * 2**20 + image.part.start))
+            number = n * 2**20 + image.part.start
+            stream = torch.Generator(self.place).manual_seed(seed_for(self.secret, "noise", number))
             epsilon = torch.randn(image.latents.shape, generator=stream, device=self.place)
             loss = self.work.errors(self.network, image, epsilon).sum()
             gradients = torch.autograd.grad(loss, weights)
@@ -60,12 +63,31 @@ class PrivateDescent(Descent[Any]):
             for sum_, gradient in zip(total, gradients, strict=True):
                 sum_ += share * gradient
             losses.append(loss.detach())
-        stream = torch.Generator(self.place).manual_seed(seed_for(self.seed, "private", n))
+        stream = torch.Generator(self.place).manual_seed(seed_for(self.secret, "private", n))
         for weight, sum_ in zip(weights, total, strict=True):
             noise = torch.randn(sum_.shape, generator=stream, device=self.place)
             weight.grad = (sum_ + settings.private_noise * settings.private_clip * noise) / settings.batch_size
         norms = torch.stack([weight.grad.square().sum() for weight in weights if weight.grad is not None])
         return torch.stack(losses).sum() / max(1, len(parts[0])), norms.sum().sqrt()
+
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """`Descent.state`, and the secret, so that a resumed training draws the same noise and no new one."""
+        return super().state() | {"secret": torch.tensor([self.secret])}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+        """Go back to a `state`."""
+        super().restore(tensors, step)
+        self.secret = int(tensors["secret"])
+
+
+def draw_secret() -> int:
+    """A number that nobody knows: whoever knew the noise, or who took part when, could take it out again.
+
+    So this alone of all randomness does not follow from the seed. It lies in the checkpoints, which do not outlive the
+    training.
+    """
+    return secrets.randbits(62)
 
 
 def sampling_rate(settings: InversionSettings, *, subjects: int) -> float:

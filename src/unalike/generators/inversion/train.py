@@ -7,6 +7,7 @@ Latents are computed once; the base's autoencoder then leaves memory until sampl
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,8 @@ def train_inversion(
         **chosen,
     }
     if settings.private_noise:
+        if processes.main:
+            shutil.rmtree(out / folders.CHECKPOINTS)  # they hold what the noise was
         about["privacy"] = account(settings, subjects=len(task.subjects))
     if processes.place.type == "cuda":
         about["peak_bytes"] = int(torch.cuda.max_memory_allocated(processes.place))
