@@ -56,6 +56,11 @@ class Classifier:
         pixels = images.read(rows).reshape(len(rows), -1).astype(np.float64)
         return (pixels - pixels.mean(axis=1, keepdims=True)) / (pixels.std(axis=1, keepdims=True) + 1e-9)
 
+    def score(self, images: ImageFolder, rows: Any, label: str) -> np.ndarray:
+        """How much these images (n,) look like class ``label``: about 0 for others, 1 for it."""
+        x = (self.load(images, rows) - self.mean) @ self.directions / self.scale
+        return (np.hstack([x, np.ones((len(x), 1))]) @ self.weights)[:, self.classes.index(label)]
+
     def share(self, images: ImageFolder, rows: Any, label: str) -> Any:
         """Share of these images that are told to be of class ``label``, with its interval."""
         x = (self.load(images, rows) - self.mean) @ self.directions / self.scale
