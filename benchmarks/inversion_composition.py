@@ -1,7 +1,6 @@
 """Does a composed prompt lie between its concepts? And what sampling can do, in one picture.
 
-    python benchmarks/inversion_composition.py RUN --all ALL --from "no tumor=no_tumor" --to "glioma=glioma_tumor" --out F
-
+    python benchmarks/inversion_composition.py RUN --all ALL --from "no tumor=no_tumor" --to "glioma=glioma" --out OUT
 
 Draws the same seeds from one prompt to the other, in steps of a quarter, and asks a classifier that was trained on real
 images of ``ALL`` for its score of the second class: mean over seeds, and for how many it never fell. Also draws
