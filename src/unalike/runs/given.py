@@ -63,7 +63,7 @@ def read_given(settings: GivenSettings, *, content: Mapping[str, Any], count: in
     from unalike.generators.diffusion.sample import Given
 
     channels, size = tuple(content["channels"]), (int(content["height"]), int(content["width"]))
-    images = None if settings.images is None else _read(settings.images, channels, size, content)
+    images = None if settings.images is None else read_images(settings.images, channels, size, content)
     masks = None if settings.masks is None else _read_masks(settings.masks, channels, size, content)
     keep = None
     if settings.box is not None:
@@ -92,7 +92,7 @@ def _digest(array: npt.NDArray[Any] | None) -> str | None:
     return None if array is None else hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _read(place: Path, channels: tuple[str, ...], size: tuple[int, int], content: Mapping[str, Any]) -> Pixels:
+def read_images(place: Path, channels: tuple[str, ...], size: tuple[int, int], content: Mapping[str, Any]) -> Pixels:
     """Images (n, C, H, W) of a samples folder or of pictures, with the run's channels, size and depth."""
     kind = folders.kind_of(place)
     if kind == "cohort":
@@ -170,7 +170,7 @@ def _read_masks(place: Path, channels: tuple[str, ...], size: tuple[int, int], c
     if MASK not in channels:
         raise SettingsError("--masks: this run has no mask channel. Leave it out.")
     if folders.kind_of(place) in ("cohort", "samples"):
-        masks = _read(place, channels, size, content)[:, channels.index(MASK)][:, None]
+        masks = read_images(place, channels, size, content)[:, channels.index(MASK)][:, None]
     else:
         masks = np.stack([_read_one(file, "gray", size, content) for file in _pictures(place)])
     levels = sorted(content["levels"].get(MASK, []))

@@ -32,7 +32,7 @@ from unalike.generators.settings import require, resolve_settings
 from unalike.images.contact import draw_contact_sheet
 from unalike.records import Pixels, TextArray
 from unalike.runs.families import check_seed, read_run
-from unalike.runs.given import _read as read_pictures
+from unalike.runs.given import read_images
 from unalike.seeds import generator_for
 from unalike.stats.intervals import estimate_mean
 
@@ -650,7 +650,7 @@ def _read_targets(place: Path, header: Header, count: int) -> Targets:
     channels, size = tuple(content["channels"]), (int(content["height"]), int(content["width"]))
     kind = folders.kind_of(place)
     if kind is None:
-        images = read_pictures(place, channels, size, content)[: count or None]
+        images = read_images(place, channels, size, content)[: count or None]
         names = np.array([str(index) for index in range(len(images))], dtype=np.str_)
         return Targets(images, names, "pictures", hashlib.sha256(images.tobytes()).hexdigest(), internal=False)
     if kind not in ("cohort", "samples"):

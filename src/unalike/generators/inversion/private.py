@@ -70,7 +70,6 @@ class PrivateDescent(Descent[Any]):
         norms = torch.stack([weight.grad.square().sum() for weight in weights if weight.grad is not None])
         return torch.stack(losses).sum() / max(1, len(parts[0])), norms.sum().sqrt()
 
-
     def state(self) -> dict[str, torch.Tensor]:
         """`Descent.state`, and the secret, so that a resumed training draws the same noise and no new one."""
         return super().state() | {"secret": torch.tensor([self.secret])}

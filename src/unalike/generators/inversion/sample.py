@@ -132,15 +132,21 @@ class InversionSampler:
 
     def _at_side(self, keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """``keep`` (B, 1, H, W) at the side that is drawn at: kept only where all pixels beneath are."""
-        height, width, side = *keep.shape[2:], self.model.side
-        rows, columns = (np.arange(side + 1) * length / side for length in (height, width))
-        lost = np.zeros((len(keep), 1, side, side), bool)
-        for i in range(side):
-            for j in range(side):
-                top, left = int(rows[i]), int(columns[j])
-                below, right = int(np.ceil(rows[i + 1])), int(np.ceil(columns[j + 1]))
-                lost[:, 0, i, j] = ~keep[:, 0, top:below, left:right].all(axis=(1, 2))
-        return ~lost
+        side = self.model.side
+        edges = [np.arange(side + 1) * length / side for length in keep.shape[2:]]
+        (top, left), (below, right) = (
+            [np.floor(e[:-1]).astype(int) for e in edges],
+            [np.ceil(e[1:]).astype(int) for e in edges],
+        )
+        # Redrawn pixels above and left of each place; four of these sums count those of a rectangle.
+        sums = np.pad((~keep[:, 0]).cumsum(axis=1).cumsum(axis=2), ((0, 0), (1, 0), (1, 0)))
+
+        def at(rows: npt.NDArray[np.int_], columns: npt.NDArray[np.int_]) -> npt.NDArray[np.int_]:
+            return sums[:, rows[:, None], columns]
+
+        redrawn = at(below, right) - at(top, right) - at(below, left) + at(top, left)
+        kept: npt.NDArray[np.bool_] = (redrawn == 0)[:, None]
+        return kept
 
     def _noise(self, seeds: Sequence[int], streams: Sequence[torch.Generator]) -> torch.Tensor:
         """First noise (B, c, h, w) on the CPU."""
