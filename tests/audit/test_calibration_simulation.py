@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
-from benchmarks.audit_calibration import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audit_calibration import (
     BY_IMAGE,
     POOLED,
     Outcome,
@@ -23,9 +26,6 @@ from benchmarks.audit_calibration import (
     planted,
     shares_below,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
 from unalike.similarity.views import RAW, VIEWS
 
 REPETITIONS, DEALS = 20, 30

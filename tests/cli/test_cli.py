@@ -218,7 +218,7 @@ def test_the_whole_way(make_pictures: Callable[..., Path], tmp_path: Path, capsy
     assert (Path(samples) / "contact-sheets" / "synthetic.png").is_file()
     assert call("inspect", runs)["generator"] == "memorizer"
     refused = refuse(capsys, 2, "sample", runs, "--count", 3, "--steps", 9, "--out", tmp_path / "other")
-    assert "--steps: not for this run, which is a memorizer" in refused
+    assert "--steps: not for a run of memorizer" in refused
 
 
 def test_the_application_can_be_built_without_arguments() -> None:

@@ -29,7 +29,7 @@ MakeCohort = Callable[..., Path]
 
 
 def test_unknown_kind_lists_the_kinds(make_cohort: MakeCohort, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"'gan'.*diffusion, stylegan, gaussian, memorizer"):
+    with pytest.raises(SettingsError, match=r"'gan'.*diffusion, stylegan, inversion, gaussian, memorizer"):
         train_generator(kind="gan", cohort=make_cohort(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -165,7 +165,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     _assert_same_run(run, whole)
     state = _state(run)
     assert {name.split("/")[0] for name in state} == {
-        "generator", "discriminator", "average-0.998", "penalties", "signs", "strength",
+        "generator", "discriminator", "average-0.999", "penalties", "signs", "strength",
     }  # fmt: skip
     assert [e["augment"] for e in _log(run)] == [e["augment"] for e in _log(whole)]
     assert len({e["augment"] for e in _log(run)}) == (1 if more else 3)  # it has adapted twice, or not at all
@@ -216,7 +216,7 @@ def test_checkpoints_of_others_are_refused_in_one_line(
     monkeypatch.setattr(stylegan, "save_model", lambda *given, **named: (_ for _ in ()).throw(_Gone))
     with pytest.raises(_Gone):
         _train(cohort, run, steps=1)
-    for other in ({"gamma": 5.0}, {"latent": 9}, {"steps": 2}):
+    for other in ({"gamma": 7.0}, {"latent": 9}, {"steps": 2}):
         with pytest.raises(FolderError) as refused:
             _train(cohort, run, **({"steps": 1} | other))
         assert len(str(refused.value).splitlines()) == 1
@@ -345,7 +345,7 @@ def test_a_lazy_penalty_weighs_as_much_more(make_cohort: MakeCohort) -> None:
     for every in (1, 8):
         learner = _adversaries(cohort, r1_every=every, path_every=every, gamma=3.0)
         part = learner.batch(0, slice(0, 4))
-        learner.compiled = learner.generator, learner.discriminator
+        learner.compiled = learner.generator.synthesize, learner.discriminator
         loss, told = learner._smooth(0, part)()
         assert loss.item() == pytest.approx(1.5 * every * told.item())
         losses[every] = learner._straighten(0, part)()[0].item()
@@ -451,7 +451,7 @@ def test_alike_samples_are_told_once_and_not_before_a_quarter_of_the_updates(
 def test_diversity_is_the_variance_of_samples_beside_that_of_training_images(make_cohort: MakeCohort) -> None:
     learner = _adversaries(make_cohort(), batch_size=8)
     part = learner.batch(0, slice(0, 8))
-    learner.compiled = learner.generator, learner.discriminator
+    learner.compiled = learner.generator.synthesize, learner.discriminator
     drawn = learner._draw(0, part, "discriminator").detach().double()
     _, said = learner._judge(0, part)()
     real = part.images.double()
@@ -473,7 +473,7 @@ def test_the_header_and_the_log_tell_how_it_went(make_cohort: MakeCohort, tmp_pa
     assert content["diversity"] > 0
     assert content["augment_strength"] == _state(run)["strength"][0].item()
     assert content["holds_training_images"] is False
-    assert content["ema_decays"] == [0.998]
+    assert content["ema_decays"] == [0.999]
     assert shape["channels"] == 2
     lines = _log(run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]

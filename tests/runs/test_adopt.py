@@ -592,7 +592,7 @@ def test_adopting_goes_on_where_it_was_interrupted(
             adopt_model(model=model, cohort=cohort, out=out)
     assert adopt_model(model=model, cohort=cohort, out=out) == out
     assert {path.name for path in out.iterdir()} == {"run.json", "model"}
-    with pytest.raises(FolderError, match="not empty"):
+    with pytest.raises(FolderError, match="and is finished"):
         adopt_model(model=model, cohort=cohort, out=out)
 
 

@@ -222,7 +222,7 @@ def test_an_interpolation_needs_one_class_and_no_fresh_noise(draw: Draw) -> None
         with pytest.raises(SettingsError, match=said) as error:
             draw("classes", given={"interpolate": (0, 1)}, **settings)
         one_line(error)
-    with pytest.raises(SettingsError, match="--count of 2 or more"):
+    with pytest.raises(SettingsError, match="needs 2 or more"):
         draw(count=1, given={"interpolate": (0, 1)})
 
 

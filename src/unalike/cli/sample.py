@@ -155,5 +155,5 @@ def _fit_settings(options: SampleOptions, *, generator: str) -> Any:
     given = {name: value for name, value in asdict(options).items() if value is not None}
     alien = [f"--{name.replace('_', '-')}" for name in given if name not in known]
     if alien:
-        raise SettingsError(f"{', '.join(alien)}: not for this run, which is a {generator}. Leave it out.")
+        raise SettingsError(f"{', '.join(alien)}: not for a run of {generator}. Leave it out.")
     return kind(**given)
