@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from tests.generators.test_inversion_base import _as_first_published
 
 from unalike import folders
 from unalike.cohort.store import ImageWriter, open_images
@@ -239,6 +241,30 @@ def test_a_sample_depends_on_its_seed_alone(draw: Draw, order: dict[str, Any]) -
     _assert_differs(together, np.roll(together, 1, axis=0))
     for seeds in ([5, 0, 3], [4], [2, 2]):
         assert np.array_equal(draw(seeds, **order), together[seeds])
+
+
+def test_a_base_in_a_single_file_with_its_layout_beside_it_is_as_good(
+    cohort: Path, base: Path, plain: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file(_as_first_published(open_base(base, device="cpu", precision="float32")), file)
+    layout = shutil.copytree(base, tmp_path / "layout")
+    for weights in layout.rglob("*.safetensors"):
+        weights.unlink()
+    run = _train(cohort, tmp_path / "run", file, base_config=str(layout))
+    assert np.array_equal(_vectors(run), _vectors(plain))
+    assert np.array_equal(
+        InversionSampler(_open(run), _order()).draw([1]), InversionSampler(_open(plain), _order()).draw([1])
+    )
+    layout.rename(tmp_path / "moved")
+    with pytest.raises(FolderError, match="--base"):
+        _open(run)
+    _open(run, base=str(file), config=str(tmp_path / "moved"))
+
+
+def _vectors(run: Path) -> np.ndarray:
+    (file,) = (run / "model").glob("*.safetensors")
+    return read_embedding(file).vectors
 
 
 def test_batches_change_no_sample_and_records_tell_seed_and_class(labelled: Path, tmp_path: Path) -> None:

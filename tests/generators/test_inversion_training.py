@@ -804,3 +804,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 if __name__ == "__main__":
     _serve()
+
+
+def test_looks_at_patients_are_refused_with_privacy(cohort: Path, base: Path, tmp_path: Path) -> None:
+    order = _order(cohort, tmp_path / "run", base, private_noise=1.0)
+    with pytest.raises(SettingsError, match="not private"):
+        train_generator(**order, watch=WatchSettings(every=2, samples=4))
+    assert not (tmp_path / "run").exists()

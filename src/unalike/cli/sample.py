@@ -62,6 +62,9 @@ class SampleOptions:
     base: str | None = None
     """Of inversion, where the base is now, if not where it was at training."""
 
+    base_config: str | None = None
+    """Of inversion, where the layout of a base in a single file is now."""
+
     ema_decay: float | None = None
     """Weight average to draw from, one of the run's ema_decays; default the one that was kept as the model."""
 

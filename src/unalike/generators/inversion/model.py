@@ -114,14 +114,15 @@ def open_model(
     device: str,
     precision: str,
     base: str = "",
+    config: str = "",
     decay: float | None = None,
     embeddings: Sequence[str] = (),
 ) -> InversionModel:
     """The base and what is in the folder ``place``; ``content`` is that of the run's header.
 
-    ``base`` says where the base is now, ``decay`` picks an average, ``embeddings`` are files of further concepts.
-    Raises `FolderError` if base or model cannot be read, there is no such average, or the base is another one, and
-    `InputError` for an embedding that does not fit.
+    ``base`` and ``config`` say where the base and its layout are now, ``decay`` picks an average, ``embeddings`` are
+    files of further concepts. Raises `FolderError` if base or model cannot be read, there is no such average, or the
+    base is another one, and `InputError` for an embedding that does not fit.
     """
     room = place
     if decay is not None:
@@ -130,7 +131,8 @@ def open_model(
             raise FolderError(f"{place} has no average of decay {decay}. There are: {', '.join(map(str, there))}.")
         room = place if decay == there[0] else place / str(decay)
     try:
-        opened = open_base(base or str(content["base"]), device=device, precision=precision)
+        layout = config or str(content.get("base_config", "")) or None
+        opened = open_base(base or str(content["base"]), device=device, precision=precision, config=layout)
     except FolderError as error:
         if base:
             raise

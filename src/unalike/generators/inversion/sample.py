@@ -227,6 +227,7 @@ def open_inversion(
         device=device,
         precision=settings.precision,
         base=settings.base,
+        config=settings.base_config,
         decay=settings.ema_decay or None,
         embeddings=settings.embeddings,
     )

@@ -39,6 +39,10 @@ class InversionSettings(TrainingSettings):
     base: str = ""
     """Stable Diffusion 1.x or 2.x: a diffusers folder, a single safetensors file, or a name on the hub."""
 
+    base_config: str = ""
+    """For a base in a single file, which says nothing of its layout: a diffusers folder of the same kind (weights are
+    not read from it), or its name on the hub."""
+
     token: str = ""
     """What prompts call the concept; default the cohort's folder name. With --condition label each class is its own."""
 
@@ -119,6 +123,9 @@ class InversionDrawSettings(DrawSettings):
 
     base: str = ""
     """Where the base is now, if not where it was at training."""
+
+    base_config: str = ""
+    """Where the layout of a base in a single file is now, if not where it was at training."""
 
     embeddings: tuple[str, ...] = ()
     """Files of further concepts that prompts may name."""

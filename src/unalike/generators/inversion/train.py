@@ -57,12 +57,15 @@ def train_inversion(
     Raises `SettingsError` for a base, token or number of vectors that does not fit, or channels that are no colours;
     `FolderError` if the base cannot be read; `RunError` and `NonFiniteLossError` as `Training.run`.
     """
+    if settings.private_noise and watcher is not None:
+        raise SettingsError("watch: a choice among looks at patients is not private. Leave it or private_noise out.")
     if not settings.base:
         raise SettingsError("base = '': give --base, a folder with Stable Diffusion 1.x or 2.x in diffusers format.")
     mapping = choose_mapping(images.scale.channels, images.scale.levels)
     refuse_left_out(mapping)
     labels, names = name_tokens(images, settings)
-    base = open_base(settings.base, device=str(processes.place), precision=settings.precision)
+    config = settings.base_config or None
+    base = open_base(settings.base, device=str(processes.place), precision=settings.precision, config=config)
     side = settings.resolution or max(base.native_size)
     base.latent_shape(side, side)  # says now what sampling would say after the training
     latents = encode_all(images, base, mapping, side=side, processes=processes)
@@ -98,6 +101,7 @@ def train_inversion(
         "seconds": round(training.seconds, 1),
         "ema_decays": list(settings.ema_decays),
         "base": settings.base,
+        "base_config": settings.base_config,
         "base_identity": base.identity,
         "method": settings.method,
         "tokens": list(names),
