@@ -239,3 +239,20 @@ def test_an_interruption_while_loading_is_one_line(
         main()
     assert ended.value.code == 130
     assert capsys.readouterr().err == "unalike: interrupted\n"
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "stylegan", "inversion", "gaussian", "memorizer"])
+def test_every_kind_takes_a_table_of_the_settings_file(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.toml").write_text(f"[train.{kind}]\nseed = 3\n\n[cohort.drop]\nsubject = 'x'\n")
+    # The file is taken; what is missing is the cohort.
+    said = refuse(
+        capsys, 2, "--config", tmp_path / "settings.toml", "train", kind, tmp_path / "none", "--out", tmp_path / "o"
+    )
+    assert "none" in said
+    (tmp_path / "settings.toml").write_text("[train.gan]\nseed = 3\n")
+    said = refuse(
+        capsys, 2, "--config", tmp_path / "settings.toml", "train", kind, tmp_path / "none", "--out", tmp_path / "o"
+    )
+    assert "train.gan is no table of a command" in said

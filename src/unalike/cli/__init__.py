@@ -38,6 +38,7 @@ from unalike.cli.train import train
 from unalike.errors import SettingsError, UnalikeError
 from unalike.generators.diffusion.settings import PRESETS as DIFFUSION_PRESETS
 from unalike.generators.stylegan.settings import PRESETS as STYLEGAN_PRESETS
+from unalike.runs.families import KINDS
 
 _COMMANDS = (demo, recipes, prepare, inspect, adopt, sample, steps, sweep, audit, membership, index, report, phantom)
 _EPILOGUE = (
@@ -126,11 +127,10 @@ def _check_toml(config: Path) -> None:
         raise SettingsError(f"--config {config} does not exist or cannot be read. Check the path.") from error
     except ValueError as error:
         raise SettingsError(f"--config {config} is no TOML file ({error}). Mend it.") from error
-    names = {function.__name__ for function in _COMMANDS} | {"train", "latent"}
-    kinds = {"diffusion", "gaussian", "memorizer"}
+    names = {function.__name__ for function in _COMMANDS} | {"train", "latent", "cohort"}
     unknown = [name for name, table in tables.items() if name not in names or not isinstance(table, dict)]
     trained = tables.get("train", {})
-    unknown += [f"train.{name}" for name in trained if name not in kinds] if isinstance(trained, dict) else []
+    unknown += [f"train.{name}" for name in trained if name not in KINDS] if isinstance(trained, dict) else []
     if unknown:
         raise SettingsError(f"--config {config}: {', '.join(unknown)} is no table of a command, such as [prepare].")
 
