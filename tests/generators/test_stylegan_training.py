@@ -10,38 +10,31 @@ import json
 import math
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
+from tests.generators.server import Server
 
-if __name__ != "__main__":
-    import torch
-    from safetensors.torch import load_file
-
-    from unalike import folders
-    from unalike.cohort.store import ImageWriter, open_images
-    from unalike.errors import FolderError, InputError, NonFiniteLossError, SettingsError
-    from unalike.generators.data import open_train_images
-    from unalike.generators.processes import join_processes
-    from unalike.generators.settings import resolve_settings
-    from unalike.generators.stylegan import train as stylegan
-    from unalike.generators.stylegan.network import build_networks, choose_shape
-    from unalike.generators.stylegan.settings import StyleganSettings
-    from unalike.generators.stylegan.train import ALIKE, SETTLED, Adversaries
-    from unalike.runs.sample import draw_samples
-    from unalike.runs.train import train_generator
+from unalike import folders
+from unalike.cohort.store import ImageWriter, open_images
+from unalike.errors import FolderError, InputError, NonFiniteLossError, SettingsError
+from unalike.generators.data import open_train_images
+from unalike.generators.processes import join_processes
+from unalike.generators.settings import resolve_settings
+from unalike.generators.stylegan import train as stylegan
+from unalike.generators.stylegan.network import build_networks, choose_shape
+from unalike.generators.stylegan.settings import StyleganSettings
+from unalike.generators.stylegan.train import ALIKE, SETTLED, Adversaries
+from unalike.runs.sample import draw_samples
+from unalike.runs.train import train_generator
 
 MakeCohort = Callable[..., Path]
 State = dict[str, Any]
-PATIENCE = 120  # seconds until a process counts as hanging
 
 TINY: dict[str, Any] = {
     "capacity": 64,
@@ -535,151 +528,14 @@ def test_classes_that_cannot_be_asked_for_are_refused(tmp_path: Path, labels: Se
     assert not (tmp_path / "run").exists()
 
 
-# The server: this file run as a script. One line of JSON in, one out.
-
-
-def _serve() -> None:
-    import torch
-
-    import unalike.generators.stylegan.sample
-    import unalike.generators.stylegan.train
-    import unalike.runs.sample
-    import unalike.runs.train
-    import unalike.runs.watch  # noqa: F401
-    from unalike.generators.stylegan.network import NetworkShape, count_parameters
-
-    # What torch imports on first use.
-    count_parameters(NetworkShape(channels=1, base=(4, 4), features=(1, 1), latent=1, mapping_layers=1))
-    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
-    print("ready", flush=True)  # noqa: T201
-    for line in sys.stdin:
-        orders = json.loads(line)
-        children = [_fork(order) for order in orders]
-        print(json.dumps(_wait(children, orders[0])), flush=True)  # noqa: T201
-    os._exit(0)  # there is nothing to tidy up
-
-
-def _fork(order: dict[str, Any]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        _be_a_child(order)
-    return pid
-
-
-def _be_a_child(order: dict[str, Any]) -> NoReturn:
-    code = 70
-    try:
-        said = os.open(order["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
-        os.environ.update(order["environment"])
-        from unalike import runs
-
-        work: Any = runs.sample.draw_samples if "run" in order["order"] else runs.train.train_generator
-        work(**order["order"])
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _wait(children: list[int], order: dict[str, Any]) -> list[int]:
-    """Exit codes, −signal for who was killed; 99 for who had to be stopped because it never ended."""
-    began = time.monotonic()
-    codes: dict[int, int] = {}
-    before, kill_at = _newest(order["watched"]), None
-    while len(codes) < len(children):
-        for pid in set(children) - set(codes):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                codes[pid] = os.waitstatus_to_exitcode(status)
-        now = time.monotonic()
-        if order["kill_after"] is not None and kill_at is None and _newest(order["watched"]) > before:
-            kill_at = now + order["kill_after"]
-        late = now > began + PATIENCE
-        if late or (kill_at is not None and now >= kill_at):
-            for pid in set(children) - set(codes):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                codes[pid] = 99 if late else -signal.SIGKILL
-        time.sleep(0.002)
-    return [codes[pid] for pid in children]
-
-
-def _newest(run: str) -> int:
-    """Step of the newest checkpoint, or −1."""
-    place = Path(run) / "checkpoints"
-    names = os.listdir(place) if place.is_dir() else []  # noqa: PTH208
-    return max((int(name[-8:]) for name in names if not name.endswith(".partial")), default=-1)
-
-
-class Server:
-    """Trains, or draws from a run, in processes of their own."""
-
-    def __init__(self, room: Path) -> None:
-        self.room = room
-        environment = os.environ | {"UNALIKE_PROGRESS": "off", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        assert self._answer() == "ready"
-
-    def _answer(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def run(
-        self, order: dict[str, Any], *, processes: int = 1, kill_after: float | None = None, watched: Path = Path()
-    ) -> tuple[list[int], list[str]]:
-        """Exit code of each process, and what it said; ``kill_after`` counts from its first checkpoint, in seconds."""
-        port, orders = str(_free_port()), []
-        for rank in range(processes):
-            # What a launcher gives its processes; see the documentation of torch.distributed.run.
-            environment = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(processes),
-                "LOCAL_WORLD_SIZE": str(processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            }
-            about = {"said": str(self.room / f"said-{rank}"), "kill_after": kill_after, "watched": str(watched)}
-            orders.append(about | {"order": order, "environment": environment if processes > 1 else {}})
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(orders) + "\n")
-        self.process.stdin.flush()
-        codes: list[int] = json.loads(self._answer())
-        return codes, [Path(about["said"]).read_text() for about in orders]
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.wait(PATIENCE)
-        self.process.stdout.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("server"))
-    yield made
-    made.close()
-
-
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight train images of two classes."""
     return _write_cohort(tmp_path_factory.mktemp("cohorts") / "cohort", "abaabbab")
 
 
-if __name__ == "__main__":
-    _serve()
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("server"), "stylegan")
+    yield made
+    made.close()
