@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,30 @@ if TYPE_CHECKING:
 train = App(name="train", help="Train a generator on a cohort's train role; an interrupted run resumes.")
 
 Subjects = Annotated[int | None, Parameter(help="Use this many train subjects, drawn with --seed (default: all).")]
+
+
+@dataclass(frozen=True)
+class Watching:
+    """How a training is watched for copies, as a user says it; what is not given is as `WatchSettings` has it."""
+
+    watch_every: int = 0
+    """Updates between two looks for copies among samples drawn on the way; 0 does not look."""
+
+    watch_samples: int | None = None
+    """Samples drawn at each look (default 200)."""
+
+    watch_steps: int | None = None
+    """Denoising steps they are drawn in, of diffusion and inversion (default 20)."""
+
+    watch_level: float | None = None
+    """p-value up to which a sample counts as a copy (default 0.05)."""
+
+    copy_budget: float | None = None
+    """Largest share of copies, beyond false alarms, of weights that may become the model (default 0.05). The best of
+    these, by Fréchet distance, does."""
+
+    stop_on_memorization: Annotated[bool, Parameter(negative="")] = False
+    """End the training at the first look beyond the budget."""
 
 
 def _train(
@@ -88,14 +113,15 @@ def _check_preset(preset: str, presets: Mapping[str, Any]) -> None:
         raise SettingsError(f"--preset {preset} is unknown. There are: {', '.join(presets)}.")
 
 
-def _watch(every: int, samples: int, steps: int, level: float, budget: float, stop: bool) -> WatchSettings | None:
+def _watch(given: Watching) -> WatchSettings | None:
     """How the training is watched; None where it is not."""
-    if every:
-        return WatchSettings(every=every, samples=samples, steps=steps, level=level, budget=budget, stop=stop)
-    if stop:
+    names = {"watch_samples": "samples", "watch_steps": "steps", "watch_level": "level", "copy_budget": "budget"}
+    wanted = {names[name]: value for name, value in asdict(given).items() if name in names and value is not None}
+    if given.watch_every:
+        return WatchSettings(every=given.watch_every, stop=given.stop_on_memorization, **wanted)
+    if given.stop_on_memorization:
         raise SettingsError("--stop-on-memorization needs looks to go by: give --watch-every.")
-    plain = WatchSettings()
-    if (samples, steps, level, budget) != (plain.samples, plain.steps, plain.level, plain.budget):
+    if wanted:
         raise SettingsError("--watch-samples, --watch-steps, --watch-level and --copy-budget need --watch-every.")
     return None
 
@@ -108,12 +134,7 @@ def diffusion(
     preset: str = "",
     settings: Annotated[DiffusionSettings, Parameter(name="*", consume_multiple=True)] = DiffusionSettings(),  # noqa: B008 - frozen
     subjects: Subjects = None,
-    watch_every: int = 0,
-    watch_samples: int = 200,
-    watch_steps: int = 20,
-    watch_level: float = 0.05,
-    copy_budget: float = 0.05,
-    stop_on_memorization: Annotated[bool, Parameter(negative="")] = False,
+    watching: Annotated[Watching, Parameter(name="*")] = Watching(),
     seed: Seed = 0,
     device: Device = "auto",
     dry_run: DryRun = False,
@@ -131,22 +152,9 @@ def diffusion(
         Run folder to write, or to resume.
     preset
         Settings to begin with instead of the defaults; flags win. akbar2025: the paper's.
-    watch_every
-        Updates between two looks for copies among samples drawn on the way; 0 does not look.
-    watch_samples
-        Samples drawn at each look.
-    watch_steps
-        Denoising steps they are drawn in.
-    watch_level
-        p-value up to which a sample counts as a copy.
-    copy_budget
-        Largest share of copies, beyond false alarms, of weights that may become the model. The best of these, by
-        Fréchet distance, does.
-    stop_on_memorization
-        End the training at the first look beyond the budget.
     """
     _check_preset(preset, PRESETS)
-    watch = _watch(watch_every, watch_samples, watch_steps, watch_level, copy_budget, stop_on_memorization)
+    watch = _watch(watching)
     _train("diffusion", cohort, out, settings, subjects, seed, device, dry_run, json, watch)
 
 
@@ -158,11 +166,7 @@ def stylegan(
     preset: str = "",
     settings: Annotated[StyleganSettings, Parameter(name="*", consume_multiple=True)] = StyleganSettings(),  # noqa: B008 - frozen
     subjects: Subjects = None,
-    watch_every: int = 0,
-    watch_samples: int = 200,
-    watch_level: float = 0.05,
-    copy_budget: float = 0.05,
-    stop_on_memorization: Annotated[bool, Parameter(negative="")] = False,
+    watching: Annotated[Watching, Parameter(name="*")] = Watching(),
     seed: Seed = 0,
     device: Device = "auto",
     dry_run: DryRun = False,
@@ -180,21 +184,11 @@ def stylegan(
         Run folder to write, or to resume.
     preset
         Settings to begin with instead of the defaults; flags win. akbar2025: the paper's.
-    watch_every
-        Updates between two looks for copies among samples drawn on the way; 0 does not look.
-    watch_samples
-        Samples drawn at each look.
-    watch_level
-        p-value up to which a sample counts as a copy.
-    copy_budget
-        Largest share of copies, beyond false alarms, of weights that may become the model. The best of these, by
-        Fréchet distance, does.
-    stop_on_memorization
-        End the training at the first look beyond the budget.
     """
     _check_preset(preset, STYLEGAN_PRESETS)
-    steps = WatchSettings().steps
-    watch = _watch(watch_every, watch_samples, steps, watch_level, copy_budget, stop_on_memorization)
+    if watching.watch_steps is not None:
+        raise SettingsError("--watch-steps: a StyleGAN draws in one step. Leave it out.")
+    watch = _watch(watching)
     _train("stylegan", cohort, out, settings, subjects, seed, device, dry_run, json, watch)
 
 
@@ -205,12 +199,7 @@ def inversion(
     out: Path,
     settings: Annotated[InversionSettings, Parameter(name="*", consume_multiple=True)] = InversionSettings(),  # noqa: B008 - frozen
     subjects: Subjects = None,
-    watch_every: int = 0,
-    watch_samples: int = 200,
-    watch_steps: int = 20,
-    watch_level: float = 0.05,
-    copy_budget: float = 0.05,
-    stop_on_memorization: Annotated[bool, Parameter(negative="")] = False,
+    watching: Annotated[Watching, Parameter(name="*")] = Watching(),
     seed: Seed = 0,
     device: Device = "auto",
     dry_run: DryRun = False,
@@ -226,21 +215,8 @@ def inversion(
         Cohort folder.
     out
         Run folder to write, or to resume.
-    watch_every
-        Updates between two looks for copies among samples drawn on the way; 0 does not look.
-    watch_samples
-        Samples drawn at each look.
-    watch_steps
-        Denoising steps they are drawn in.
-    watch_level
-        p-value up to which a sample counts as a copy.
-    copy_budget
-        Largest share of copies, beyond false alarms, of weights that may become the model. The best of these, by
-        Fréchet distance, does.
-    stop_on_memorization
-        End the training at the first look beyond the budget.
     """
-    watch = _watch(watch_every, watch_samples, watch_steps, watch_level, copy_budget, stop_on_memorization)
+    watch = _watch(watching)
     if watch is not None and settings.private_noise:
         raise SettingsError("--watch-every: a choice among looks at patients is not private. Leave it or privacy out.")
     _train("inversion", cohort, out, settings, subjects, seed, device, dry_run, json, watch)
