@@ -20,7 +20,7 @@ class SizePreset:
     mapping_layers: int
 
 
-# small, medium and large are those of Akbar et al. (2025, section 2.4), whose 64,786 may be a slip for 65,536.
+# small, medium and large are those of Akbar et al. (2025, section 2.4).
 SIZES: dict[Size, SizePreset] = {
     "tiny": SizePreset(1_024, 64, 128, 2),
     "small": SizePreset(16_768, 256, 512, 8),
