@@ -186,7 +186,7 @@ def run_unalike(cohort: Path, best: int) -> dict[str, object]:
     import torch
 
     from unalike.audit.search import reference_blocks
-    from unalike.audit.sets import ImageSet
+    from unalike.cohort.roles import ImageSet
     from unalike.similarity.correlation import find_matches
     from unalike.similarity.products import pick_product
 
@@ -514,7 +514,7 @@ def plot_growth(cohort: Path) -> None:
 
 def search_stream(folder: ImageFolder, queries: np.ndarray, rows: np.ndarray) -> object:
     from unalike.audit.search import reference_blocks
-    from unalike.audit.sets import ImageSet
+    from unalike.cohort.roles import ImageSet
     from unalike.similarity.correlation import find_matches
 
     return find_matches(queries=queries, references=reference_blocks(ImageSet(folder, rows)), mean=False)

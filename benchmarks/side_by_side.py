@@ -31,7 +31,7 @@ from unalike import folders
 from unalike.audit.diversity import measure_diversity
 from unalike.audit.run import audit_samples
 from unalike.audit.search import compare_sets
-from unalike.audit.sets import ImageSet
+from unalike.cohort.roles import ImageSet
 from unalike.cohort.store import ImageFolder, open_images
 from unalike.devices import pick_device
 from unalike.errors import FolderError, InputError, SettingsError, UnalikeError

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from unalike.vision.imports import prepare_import
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -107,6 +109,9 @@ if TYPE_CHECKING:
     from unalike.study.settings import DemoSettings as DemoSettings
     from unalike.study.steps import compare_steps as compare_steps
     from unalike.study.sweep import sweep_generator as sweep_generator
+
+
+prepare_import()
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,20 @@ UNFINISHED = "unfinished.json"
 LOCK = ".lock"
 HEADERS = {
     kind: f"{kind}.json"
-    for kind in ("cohort", "run", "samples", "audit", "demo", "membership", "steps", "sweep", "projection")
+    for kind in (
+        "cohort",
+        "run",
+        "samples",
+        "audit",
+        "fidelity",
+        "utility",
+        "explain",
+        "demo",
+        "membership",
+        "steps",
+        "sweep",
+        "projection",
+    )
 }
 
 IMAGES = "images.zarr"

@@ -27,9 +27,9 @@ from unalike.audit.blocks import Arrays, Part, SharedSet, Workshop, cut, digest_
 from unalike.audit.changes import CHANGES
 from unalike.audit.run import audit_samples
 from unalike.audit.search import compare_sets
-from unalike.audit.sets import ImageSet
 from unalike.audit.settings import AuditSettings
 from unalike.cohort.build import prepare_cohort
+from unalike.cohort.roles import ImageSet
 from unalike.cohort.settings import PrepareSettings
 from unalike.cohort.store import ImageFolder
 from unalike.engine import Progress, map_in_order

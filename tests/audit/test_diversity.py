@@ -24,11 +24,11 @@ from unalike.audit.diversity import (
     threshold_of,
 )
 from unalike.audit.run import AuditResult, audit_samples
-from unalike.audit.sets import ImageSet
 from unalike.audit.settings import AuditSettings
 from unalike.cli import run as run_command
 from unalike.cohort.build import prepare_cohort
 from unalike.cohort.phantom import PhantomSettings, make_phantom
+from unalike.cohort.roles import ImageSet
 from unalike.cohort.settings import PrepareSettings
 from unalike.cohort.store import ImageFolder, ImageWriter, open_images
 from unalike.report.words import describe_diversity

@@ -32,9 +32,9 @@ from unalike.audit.membership import (
     true_positive_rate,
 )
 from unalike.audit.membership_settings import MembershipSettings
-from unalike.audit.sets import ImageSet
 from unalike.cli import run as run_command
 from unalike.cohort.build import prepare_cohort
+from unalike.cohort.roles import ImageSet
 from unalike.cohort.settings import PrepareSettings
 from unalike.cohort.store import ImageFolder
 from unalike.errors import FolderError, InputError, SettingsError

@@ -32,8 +32,8 @@ from unalike import folders
 from unalike.audit.changes import CHANGES, change_images
 from unalike.audit.evidence import AT_ONCE, Evidence, Examiner, measures_of
 from unalike.audit.power import pick_one_per_subject
-from unalike.audit.sets import ImageSet
 from unalike.audit.settings import AuditSettings
+from unalike.cohort.roles import ImageSet
 from unalike.cohort.store import digest_pixels, open_images
 from unalike.devices import pick_device
 from unalike.engine import Progress, map_in_order, show_progress, tell

@@ -24,7 +24,7 @@ import torch
 
 from unalike.audit.blocks import cut
 from unalike.audit.search import QUERY_BYTES, reference_blocks
-from unalike.audit.sets import ImageSet
+from unalike.cohort.roles import ImageSet
 from unalike.cohort.store import iterate_blocks
 from unalike.records import Estimate, FloatArray, IntArray, Pixels
 from unalike.seeds import generator_for

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from unalike import folders
-from unalike.audit.sets import ImageSet
 from unalike.audit.settings import AuditSettings
+from unalike.cohort.roles import ImageSet
 from unalike.cohort.store import iterate_blocks
 from unalike.engine import Progress, show_progress
 from unalike.records import FloatArray, IntArray, Pixels

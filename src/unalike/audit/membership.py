@@ -32,8 +32,8 @@ from scipy.stats import norm, rankdata
 
 from unalike import folders
 from unalike.audit.membership_settings import MembershipSettings
-from unalike.audit.sets import ImageSet
 from unalike.audit.verdict import count_of
+from unalike.cohort.roles import ImageSet
 from unalike.cohort.split import select_train_rows
 from unalike.cohort.store import ImageFolder, open_images
 from unalike.engine import show_progress

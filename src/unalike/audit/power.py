@@ -16,7 +16,7 @@ import numpy as np
 from unalike.audit.calibrate import p_values_of
 from unalike.audit.changes import CHANGES, change_images
 from unalike.audit.evidence import Evidence, Examiner
-from unalike.audit.sets import ImageSet
+from unalike.cohort.roles import ImageSet
 from unalike.engine import show_progress
 from unalike.records import Estimate, FloatArray, IntArray, TextArray
 from unalike.seeds import generator_for

@@ -24,11 +24,11 @@ from unalike.audit.exposure import ExposedSubject, count_exposure, find_culprits
 from unalike.audit.power import PowerRow, measure_power
 from unalike.audit.rerank import measure_again
 from unalike.audit.search import Comparison, compare_sets
-from unalike.audit.sets import ImageSet, Roles, choose_channels, open_roles
 from unalike.audit.settings import AuditSettings
 from unalike.audit.statistics import whole_set_estimates
 from unalike.audit.verdict import Verdict, reach_verdict
 from unalike.audit.volumes import VolumeVote, vote_by_volume
+from unalike.cohort.roles import ImageSet, Roles, choose_channels, open_roles
 from unalike.devices import pick_device
 from unalike.errors import SettingsError
 from unalike.records import Estimate, FloatArray, IntArray, as_json

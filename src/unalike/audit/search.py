@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from unalike.audit.blocks import Arrays, Part, SharedSet, current_workshop, cut
-from unalike.audit.sets import ImageSet
+from unalike.cohort.roles import ImageSet
 from unalike.cohort.store import iterate_blocks
 from unalike.engine import Progress, read_ahead
 from unalike.records import FloatArray, IntArray

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from unalike.cohort.settings import PictureSettings
 from unalike.errors import SettingsError
-from unalike.images.geometry import Fit
-from unalike.images.pictures import Color
 
 
 @dataclass(frozen=True)
-class AuditSettings:
+class AuditSettings(PictureSettings):
     """Everything that decides an audit; saved in its header."""
 
     level: float = 0.05
@@ -41,22 +40,6 @@ class AuditSettings:
 
     exhaustive: bool = False
     """With --rerank: look for the best match of each measure among all train images, not among the best only."""
-
-    subject_pattern: str | None = None
-    """Plain folders: regular expression over the path whose first group (or whole match) names the patient."""
-
-    volume_pattern: str | None = None
-    """Plain folder of synthetic slices: regular expression over the path whose first group (or whole match) names the
-    volume; slices of one volume then vote for one patient."""
-
-    size: int | None = None
-    """Plain folders: bring all pictures to this height and width in pixels."""
-
-    fit: Fit = "pad"
-    """Plain folders: reach the size by padding, stretching, or cropping."""
-
-    color: Color = "auto"
-    """Plain folders: keep gray or colour as they are, or turn all into gray or rgb."""
 
     @property
     def extra_measures(self) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ from unalike.audit.calibrate import Calibration
 from unalike.audit.exposure import ExposedSubject
 from unalike.audit.power import PowerRow, caught
 from unalike.audit.search import Comparison, compare_sets
-from unalike.audit.sets import ImageSet, Roles
 from unalike.audit.verdict import weakest_plain_copy
+from unalike.cohort.roles import ImageSet, Roles
 from unalike.records import Estimate, FloatArray
 from unalike.seeds import generator_for
 from unalike.stats.intervals import estimate_mean

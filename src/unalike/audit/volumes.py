@@ -13,7 +13,7 @@ import numpy as np
 
 from unalike.audit.calibrate import p_values_of
 from unalike.audit.evidence import Evidence
-from unalike.audit.sets import ImageSet
+from unalike.cohort.roles import ImageSet
 from unalike.records import FloatArray, IntArray, TextArray
 from unalike.stats.conformal import benjamini_hochberg
 

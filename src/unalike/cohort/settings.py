@@ -21,6 +21,27 @@ _IDENTIFIER = re.compile(r"patient.?id|name|birth|mrn|accession|address", re.IGN
 
 
 @dataclass(frozen=True)
+class PictureSettings:
+    """How plain folders of pictures are read where they stand in for folders of ours."""
+
+    subject_pattern: str | None = None
+    """Plain folders: regular expression over the path whose first group (or whole match) names the patient."""
+
+    volume_pattern: str | None = None
+    """Plain folder of synthetic slices: regular expression over the path whose first group (or whole match) names the
+    volume; slices of one volume then count, and in an audit vote for a patient, together."""
+
+    size: int | None = None
+    """Plain folders: bring all pictures to this height and width in pixels."""
+
+    fit: Fit = "pad"
+    """Plain folders: reach the size by padding, stretching, or cropping."""
+
+    color: Color = "auto"
+    """Plain folders: keep gray or colour as they are, or turn all into gray or rgb."""
+
+
+@dataclass(frozen=True)
 class PrepareSettings:
     """Everything that decides what a cohort holds; saved in its header.
 

@@ -32,7 +32,7 @@ from unalike.audit.diversity import (
     threshold_of,
 )
 from unalike.audit.index import CopyIndex
-from unalike.audit.sets import ImageSet
+from unalike.cohort.roles import ImageSet
 from unalike.engine import tell
 from unalike.errors import SettingsError
 from unalike.fidelity.features import CohortFeatures, embed_cached, open_own_features

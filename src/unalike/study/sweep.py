@@ -51,7 +51,7 @@ from unalike.audit.diversity import (
     threshold_of,
 )
 from unalike.audit.index import CopyIndex
-from unalike.audit.sets import ImageSet
+from unalike.cohort.roles import ImageSet
 from unalike.cohort.split import select_train_rows
 from unalike.cohort.store import ImageFolder, open_images
 from unalike.devices import pick_device

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from unalike import folders
-from unalike.audit.settings import AuditSettings
 from unalike.cohort.build import prepare_cohort
-from unalike.cohort.settings import PrepareSettings
+from unalike.cohort.settings import PictureSettings, PrepareSettings
 from unalike.cohort.split import select_train_rows
 from unalike.cohort.store import ImageFolder, open_images
 from unalike.errors import InputError, SettingsError
@@ -39,6 +38,11 @@ class ImageSet:
         """Subject of each image."""
         return self.folder.column("subject")[self.rows]
 
+    @property
+    def labels(self) -> TextArray:
+        """Class of each image, "" where there is none."""
+        return self.folder.column("label")[self.rows]
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.rows)
@@ -46,11 +50,15 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Roles:
-    """The three sets of an audit, and what must be said before anything else (``warnings``)."""
+    """Synthetic, train and holdout images, and what must be said before anything else (``warnings``).
+
+    ``left_out`` are images of the holdout that were taken out of it, because their subject or picture is in train too.
+    """
 
     synthetic: ImageSet
     train: ImageSet
     holdout: ImageSet
+    left_out: ImageSet
     warnings: tuple[str, ...]
     inputs: dict[str, str]
 
@@ -67,24 +75,26 @@ def open_roles(
     against: Path | None,
     train: Path | None,
     holdout: Path | None,
-    settings: AuditSettings,
+    settings: PictureSettings,
+    labels: bool = False,
 ) -> Iterator[Roles]:
     """Open what the user named; plain folders live in a temporary cohort for as long as the context.
 
-    Either ``against`` (a cohort) or ``train`` (and ``holdout``, without which the audit is uncalibrated).
+    Either ``against`` (a cohort) or ``train`` (and ``holdout``, without which nothing can be calibrated). ``labels``:
+    folders in plain folders are classes.
 
     Raises `InputError` if roles are missing or do not fit each other.
     """
     if against is not None and (train is not None or holdout is not None):
         raise SettingsError("--train and --holdout stand in for --against: a cohort has its own roles. Drop one.")
     with tempfile.TemporaryDirectory(prefix="unalike-") as scratch:
-        opener = _Opener(Path(scratch), settings)
+        opener = _Opener(Path(scratch), settings, labels)
         if against is not None:
             roles = _roles_of_cohort(opener, synthetic, open_images(against))
         elif train is not None:
             roles = _roles_of_folders(opener, synthetic, train, holdout)
         else:
-            raise SettingsError("an audit needs --against COHORT, or --train FOLDER (with --holdout FOLDER).")
+            raise SettingsError("give --against COHORT, or --train FOLDER (with --holdout FOLDER).")
         roles = _distrust(roles)
         _check_fit(roles)
         yield roles
@@ -93,8 +103,8 @@ def open_roles(
 class _Opener:
     """Opens folders of ours as they are and prepares plain folders of pictures into a scratch cohort."""
 
-    def __init__(self, scratch: Path, settings: AuditSettings) -> None:
-        self.scratch, self.settings = scratch, settings
+    def __init__(self, scratch: Path, settings: PictureSettings, labels: bool) -> None:
+        self.scratch, self.settings, self.labels = scratch, settings, labels
         self.key = secrets.token_bytes(32)
 
     def open(self, path: Path, *, like: ImageFolder | None = None, role: str) -> ImageFolder:
@@ -110,7 +120,7 @@ class _Opener:
             fit=self.settings.fit,
             color=self.settings.color,
             holdout=0.0,
-            labels=False,
+            labels=self.labels,
             on_leak="report",  # whoever is compared is compared as he is
             near_duplicates=0.0,
             subject_pattern=pattern,
@@ -151,6 +161,7 @@ def _roles_of_cohort(opener: _Opener, synthetic: Path, cohort: ImageFolder) -> R
         holdout=ImageSet(cohort, holdout),
         warnings=tuple(warnings),
         inputs={"synthetic": samples.digest, "cohort": cohort.digest},
+        left_out=ImageSet(cohort, np.empty(0, np.int64)),
     )
 
 
@@ -171,6 +182,7 @@ def _roles_of_folders(opener: _Opener, synthetic: Path, train: Path, holdout: Pa
         if assumed
         else (),
         inputs={name: folder.digest for name, folder in inputs.items()},
+        left_out=ImageSet(held or seen, np.empty(0, np.int64)),
     )
 
 
@@ -200,6 +212,7 @@ def _distrust(roles: Roles) -> Roles:
     return replace(
         roles,
         holdout=ImageSet(holdout.folder, holdout.rows[~out]),
+        left_out=ImageSet(holdout.folder, holdout.rows[out]),
         warnings=(*warnings, *roles.warnings),
     )
 
