@@ -59,7 +59,7 @@ class Classifier:
     def logits(self, prepared: torch.Tensor) -> torch.Tensor:
         """Scores (n, K) of prepared images, before softmax; gradients flow."""
         with torch.autocast(prepared.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            found = self.network(prepared)
+            found: torch.Tensor = self.network(prepared)
         return found.float()
 
     @torch.no_grad()

@@ -53,7 +53,7 @@ class UtilitySettings(PictureSettings):
     """Images in an update."""
 
     augment: bool = True
-    """Also train on real images with traditional augmentation (mirroring, moving, turning, scaling, noise, contrast)."""
+    """Also train on real images with traditional augmentation: mirroring, moving, turning, scaling, noise, contrast."""
 
     tune: int = 0
     """Trials of Optuna's search for learning rate, weight decay and batch size, by the loss on the first fold's left
@@ -76,7 +76,7 @@ class UtilitySettings(PictureSettings):
     """Segmentation: updates of AdamW at most."""
 
     segment_preset: Literal["unet", "nnunet"] = "unet"
-    """Segmentation: MONAI's U-Net with residual units, or one planned as nnU-Net does, trained with deep supervision."""
+    """Segmentation: MONAI's U-Net with residual units, or one planned as nnU-Net does, with deep supervision."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format inside networks; auto takes bfloat16 where the machine has it in hardware."""
