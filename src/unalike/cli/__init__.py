@@ -23,6 +23,8 @@ from unalike.cli.adopt import adopt
 from unalike.cli.audit import audit
 from unalike.cli.cohort import cohort
 from unalike.cli.demo import demo
+from unalike.cli.explain import explain
+from unalike.cli.fidelity import fidelity
 from unalike.cli.index import index
 from unalike.cli.inspect import inspect
 from unalike.cli.latent import latent
@@ -35,12 +37,30 @@ from unalike.cli.sample import sample
 from unalike.cli.steps import steps
 from unalike.cli.sweep import sweep
 from unalike.cli.train import train
+from unalike.cli.utility import utility
 from unalike.errors import SettingsError, UnalikeError
 from unalike.generators.diffusion.settings import PRESETS as DIFFUSION_PRESETS
 from unalike.generators.stylegan.settings import PRESETS as STYLEGAN_PRESETS
 from unalike.runs.families import KINDS
 
-_COMMANDS = (demo, recipes, prepare, inspect, adopt, sample, steps, sweep, audit, membership, index, report, phantom)
+_COMMANDS = (
+    demo,
+    recipes,
+    prepare,
+    inspect,
+    adopt,
+    sample,
+    steps,
+    sweep,
+    audit,
+    membership,
+    fidelity,
+    utility,
+    explain,
+    index,
+    report,
+    phantom,
+)
 _EPILOGUE = (
     "With any command: --debug shows where an error came from; --config FILE takes settings from a TOML file "
     "with one table per command ([prepare], [train.diffusion], …), over which flags win."
@@ -147,7 +167,10 @@ def run(arguments: Sequence[str]) -> int:
     except UnalikeError as error:
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt as interrupt:
-        known = "repeat the command: prepare, train, sample, steps, sweep, audit, demo go on, the others begin again."
+        known = (
+            "repeat the command: prepare, train, sample, steps, sweep, audit, fidelity, utility, explain, demo go on, "
+            "the others begin again."
+        )
         return _fail(f"interrupted; {str(interrupt) or known}", 130, debug)
     except BrokenPipeError:  # the reader (head, less) went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

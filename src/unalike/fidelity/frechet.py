@@ -89,19 +89,21 @@ def frechet_estimate(
     subjects_b: TextArray,
     seed: int,
     resamples: int = 200,
+    parts: int = PARTS,
     confidence: float = 0.95,
 ) -> Estimate:
     """Fréchet distance of what two sets were drawn from, corrected for their size, with an interval over subjects.
 
     ``features_a`` (n, D) and ``features_b`` (m, D) belong to ``subjects_a`` (n,) and ``subjects_b`` (m,); each
     synthetic image drawn by itself is a subject of its own. Both sides are taken as independent draws of subjects.
-    ``resamples`` ≥ 2 is the number of bootstrap samples, ``n`` of the answer the smaller number of subjects.
+    ``resamples`` ≥ 2 is the number of bootstrap samples and ``parts`` ≥ 2 the g below: with features of thousands of
+    numbers each costs seconds. ``n`` of the answer is the smaller number of subjects.
 
     The plug-in value (`frechet_distance`) is biased upwards by about O(1/n), and a bootstrap sample, which has fewer
     different subjects, is so once more: its percentiles lie above the truth, often all of them. So
 
     * the value is the plug-in less its bias by the jackknife, Σ over sides of (g − 1)(mean of the distances with one
-      of g random parts of the subjects left out − plug-in), g ≤ `PARTS` (Efron & Stein 1981; Efron & Tibshirani 1993,
+      of g random parts of the subjects left out − plug-in), g ≤ ``parts`` (Efron & Stein 1981; Efron & Tibshirani 1993,
       chapter 10). It is not what others report as FID from the same images, but about 0 where nothing differs;
     * the interval is value ± z · standard deviation of the bootstrap of subjects (Davison & Hinkley 1997, 3.8). Its low
       bound lies lower by as much as the bootstrap's estimate of the bias falls short of the jackknife's: both agree
@@ -115,8 +117,8 @@ def frechet_estimate(
     Fewer than `FEWEST_SUBJECTS` subjects on a side: undefined. Raises `InputError` if features are not finite or do
     not fit, and `SettingsError` for ``resamples`` below 2 or a ``confidence`` outside 0 to 1.
     """
-    if resamples < 2:
-        raise SettingsError(f"resamples = {resamples}: give at least 2, such as 200.")
+    if resamples < 2 or parts < 2:
+        raise SettingsError(f"resamples = {resamples}, parts = {parts}: give at least 2 of each, such as 200 and 40.")
     if not 0 < confidence < 1:
         raise SettingsError(f"confidence = {confidence}: give a number between 0 and 1, such as 0.95.")
     a, b = _sides(features_a, features_b, subjects_a, subjects_b)
@@ -124,7 +126,7 @@ def frechet_estimate(
     if n < FEWEST_SUBJECTS:
         return Estimate(math.nan, math.nan, math.nan, n, METHOD, confidence)
     plug_in = _distance_of((a, b), [np.ones(side.subjects) for side in (a, b)])
-    value = plug_in - _jackknife_bias(a, b, seed)
+    value = plug_in - _jackknife_bias(a, b, parts, seed)
     replicates = np.array([_resampled(a, b, seed, index) for index in range(resamples)])
     half = float(norm.isf((1 - confidence) / 2) * replicates.std(ddof=1))
     # What the bootstrap leaves of the bias beyond the jackknife: in simulations as much as that leaves, or more.
@@ -134,13 +136,19 @@ def frechet_estimate(
 
 
 def extrapolated_frechet(
-    features_a: FloatArray, features_b: FloatArray, *, subjects_a: TextArray, subjects_b: TextArray, seed: int
+    features_a: FloatArray,
+    features_b: FloatArray,
+    *,
+    subjects_a: TextArray,
+    subjects_b: TextArray,
+    seed: int,
+    repeats: int = REPEATS,
 ) -> float:
     """Fréchet distance extrapolated to endless sets: the intercept of its values against 1/n.
 
     Chong & Forsyth, "Effectively unbiased FID and Inception Score and where to find them", 2020, section 3, where one
     set grows and the other is endless. Here both are finite, so equal `FRACTIONS` of the subjects of both are drawn
-    without putting back, `REPEATS` times each, and a straight line is fitted to the distances (least squares) against
+    without putting back, ``repeats`` times each, and a straight line is fitted to the distances (least squares) against
     1/fraction: the bias of either side falls along it. Arguments as in `frechet_estimate`, which has an interval and
     leaves less bias where subjects are few. May be a little below 0; fewer than 2 · `FEWEST_SUBJECTS` subjects on a
     side: NaN.
@@ -156,7 +164,7 @@ def extrapolated_frechet(
         kept = [round(fraction * side.subjects) for side in sides]
         inverses.append(np.mean([side.subjects / count for side, count in zip(sides, kept, strict=True)]))
         # All subjects can be drawn in one way only.
-        draws = [_drawn_part(sides, kept, random) for _ in range(REPEATS if fraction < 1 else 1)]
+        draws = [_drawn_part(sides, kept, random) for _ in range(repeats if fraction < 1 else 1)]
         values.append(np.mean([_distance_of(sides, weights) for weights in draws]))
     return float(np.polyfit(inverses, values, 1)[1])
 
@@ -168,14 +176,14 @@ def _drawn_part(sides: tuple[_Side, _Side], kept: list[int], random: np.random.G
     ]
 
 
-def _jackknife_bias(a: _Side, b: _Side, seed: int) -> float:
+def _jackknife_bias(a: _Side, b: _Side, most: int, seed: int) -> float:
     """By how much the distance is too large, as leaving out parts of the subjects of each side shows."""
     whole = [side.moments(np.ones(side.subjects)) for side in (a, b)]
     plug_in = _distance(*whole)
     against: list[tuple[_Side, _Moments]] = [(a, whole[1]), (b, whole[0])]
     bias = 0.0
     for index, (side, other) in enumerate(against):
-        parts = min(side.subjects, PARTS)
+        parts = min(side.subjects, most)
         part = generator_for(seed, "frechet jackknife", index).permutation(side.subjects) % parts
         left = [_distance(side.moments((part != number).astype(np.float64)), other) for number in range(parts)]
         bias += (parts - 1) * (float(np.mean(left)) - plug_in)

@@ -1,28 +1,26 @@
-"""Put a report together: read audit folders, draw, render, write one self-contained HTML file."""
+"""Put a report together: read folders, draw, render, write one self-contained HTML file."""
 
 from __future__ import annotations
 
 import functools
-import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
-import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from unalike import folders
 from unalike.errors import FolderError, SettingsError
-from unalike.records import Estimate, FloatArray
+from unalike.records import FloatArray
 from unalike.report import figures, pictures
-from unalike.report.pictures import Picture
-from unalike.report.poses import AS_IT_IS
-from unalike.report.read import COMPARISONS, Audit, Pairs, read_audit
-from unalike.report.statistics import PER_COMPARISON, STATISTICS, Statistic
+from unalike.report.audit_view import AuditView, view_audit
+from unalike.report.fidelity import view_fidelity
+from unalike.report.frontier import find_points, view_frontier
+from unalike.report.read import COMPARISONS, Audit, read_audit
+from unalike.report.section import Section
+from unalike.report.tables import write_tables
+from unalike.report.utility import view_utility
 from unalike.report.words import (
     describe_diversity,
     format_count,
@@ -36,117 +34,33 @@ from unalike.report.words import (
 PICTURE_BUDGET = 6_500_000
 STRIP = 5
 OPEN_PAIRS, OPEN_SUBJECTS = 6, 10
-# Statistics that mean nothing where nothing could be flagged.
-NEED_FLAGS = (
-    "flagged_share",
-    "exposed_subjects",
-    "exposed_subjects_in_the_long_run",
-    "further_subjects_if_doubled",
-)
-ICONS = {"copies found": "copies", "no copies found": "clear"}
-# One audit's section; audits that were made before it was measured have none.
-DIVERSITY = """\
-{% import "parts.html.j2" as parts %}
-{% set found = view.audit.diversity %}
-{% set words = describe_diversity(found.verdict, m=found.m, alike=found.alike, spread=found.spread) %}
-<section aria-labelledby="{{ view.anchor }}-diversity">
-  <h{{ level }} id="{{ view.anchor }}-diversity">Diversity</h{{ level }}>
-  {% if found.verdict == "alike" %}
-  <div class="warnings"><p><strong>{{ words }}</strong></p></div>
-  {% else %}
-  <p>{{ words }}</p>
-  {% endif %}
-  <dl class="cards">
-    <div><dt>Samples closer to another than 95% of patients</dt><dd>{{ parts.share(found.alike) }}</dd></div>
-    <div><dt>Mean highest correlation with another sample</dt><dd>{{ parts.correlation(found.samples_mean) }}</dd></div>
-    <div><dt>The same of training images, one a patient</dt><dd>{{ parts.correlation(found.train_mean) }}</dd></div>
-    <div><dt>Variance, of that of training images</dt><dd>{{ parts.correlation(found.spread) }}</dd></div>
-  </dl>
-  <p class="soft">Kinds of patients that are missing do not show here, as long as samples differ.</p>
-</section>
-"""
-DISTRIBUTIONS = {
-    "highest-correlations": ("synthetic-train", "holdout-train"),
-    "highest-correlations-with-holdout": ("synthetic-train", "synthetic-holdout"),
-}
 
 
-@dataclass(frozen=True)
-class ChannelView:
-    """One channel of a pair, drawn."""
-
-    name: str
-    compared: bool
-    synthetic: Picture
-    train: Picture
-    difference: Picture
-    scatter: Picture
-    before: Picture | None
-    after: Picture | None
-
-
-@dataclass(frozen=True)
-class PairView:
-    """One pair and what is said of it."""
-
-    synthetic_index: int
-    train_index: int
-    seed: int
-    subject: str
-    similarity: float
-    correlation: float
-    measure: str
-    pose: str
-    turned: bool
-    p_value: float
-    q_value: float
-    flagged: bool
-    channels: tuple[ChannelView, ...]
-
-
-@dataclass(frozen=True)
-class StatisticView:
-    """A statistic of the whole set with its values: comparison (empty if there is only one), estimate, or why none."""
-
-    statistic: Statistic
-    values: tuple[tuple[str, Estimate | None], ...]
-    absent: str
-
-
-@dataclass(frozen=True)
-class AuditView:
-    """One audit as the template shows it."""
-
-    audit: Audit
-    anchor: str
-    icon: str
-    figures: dict[str, Markup]
-    pairs: tuple[PairView, ...]
-    statistics: tuple[StatisticView, ...]
-    spoke: tuple[tuple[str, int], ...]
-    turned: int
-    reduced: bool
+# Folders that are a section of a page, and how it is made.
+_SECTIONS: dict[str, Callable[..., Section]] = {"fidelity": view_fidelity, "utility": view_utility}
 
 
 def write_report(
-    audit: str | Path | Sequence[str | Path],
+    source: str | Path | Sequence[str | Path],
     *,
     out: Path | None = None,
     title: str | None = None,
     shareable: bool = False,
 ) -> Path:
-    """Write one self-contained HTML page about one audit, or about several side by side.
+    """Write one self-contained HTML page about audits, measurements of fidelity and of utility, and explanations.
 
-    Figures are also kept as PNG and SVG in each audit's ``figures/``; those of a comparison beside the page.
+    Figures are also kept as PNG and SVG in each folder's ``figures/``, tables as Markdown, LaTeX and CSV beside its
+    header; what compares several folders beside the page.
 
     Parameters
     ----------
-    audit
-        An audit folder, or several for a comparison.
+    source
+        A folder, or several: audits are compared, and where an audit and a utility speak of the same samples, privacy
+        is held against utility.
     out
-        The page; for one audit by default ``report.html`` (``report-shareable.html``) in its folder.
+        The page; for one folder by default ``report.html`` (``report-shareable.html``) in it.
     title
-        Heading of the page; by default the name of what was audited.
+        Heading of the page; by default the name of what was audited or measured.
     shareable
         Leave out every picture, every pair and every pseudonym. Such a page never opens the evidence.
 
@@ -158,27 +72,43 @@ def write_report(
     Raises
     ------
     FolderError
-        A folder is no finished audit, a part of it is missing or damaged, or the page cannot be written.
+        A folder is none of these or unfinished, a part of it is missing or damaged, or the page cannot be written.
     SettingsError
-        No audit was given, or a comparison without ``out``.
+        No folder was given, or several without ``out``.
     """
-    sources = [Path(audit)] if isinstance(audit, str | Path) else [Path(folder) for folder in audit]
+    sources = [Path(source)] if isinstance(source, str | Path) else [Path(folder) for folder in source]
     if not sources:
-        raise SettingsError("No audit folder was given. Name at least one.")
+        raise SettingsError("No folder was given. Name at least one audit, fidelity, utility or explain folder.")
     if out is None and len(sources) > 1:
-        raise SettingsError("A comparison belongs to none of its audits: say where it goes (--out).")
+        raise SettingsError("A comparison belongs to none of its folders: say where it goes (--out).")
     out = Path(out) if out is not None else sources[0] / _page_name(shareable)
-    audits = [read_audit(folder, shareable=shareable) for folder in sources]
+    measured = [folder for folder in sources if folders.kind_of(folder) in _SECTIONS]
+    audits = [read_audit(folder, shareable=shareable) for folder in sources if folder not in measured]
     try:
-        views = [_view(each, number, budget=PICTURE_BUDGET // len(audits)) for number, each in enumerate(audits, 1)]
+        budget = PICTURE_BUDGET // max(1, len(audits))
+        views = [view_audit(each, number, budget=budget) for number, each in enumerate(audits, 1)]
+        sections = [_view_section(folder, number, shareable) for number, folder in enumerate(measured, 1)]
         out.parent.mkdir(parents=True, exist_ok=True)
+        utilities = [
+            folders.read_header(each, kind="utility") for each in measured if folders.kind_of(each) == "utility"
+        ]
+        frontier = view_frontier(find_points(audits, utilities), out.parent / folders.FIGURES)
+        if frontier is not None:
+            sections.insert(0, frontier)
+            write_tables(frontier.tables, out.parent)
         overview = _draw_overview(audits, out.parent / folders.FIGURES) if len(audits) > 1 else None
-        html = _render(views, title=title, shareable=shareable, overview=overview)
+        html = _render(views, sections, title=title, shareable=shareable, overview=overview)
         _write_text(out, html)
     except OSError as error:
         place = error.filename or out
         raise FolderError(f"{place} cannot be written ({error.strerror or error}). Choose another --out.") from error
     return out
+
+
+def _view_section(folder: Path, number: int, shareable: bool) -> Section:
+    section = _SECTIONS[str(folders.kind_of(folder))](folder, anchor=f"part-{number}")
+    write_tables(section.tables, folder)
+    return replace(section, pictures=()) if shareable else section
 
 
 def _page_name(shareable: bool) -> str:
@@ -193,82 +123,6 @@ def _write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _view(audit: Audit, number: int, *, budget: int) -> AuditView:
-    anchor = f"audit-{number}"
-    return AuditView(
-        audit=audit,
-        anchor=anchor,
-        icon=ICONS.get(audit.content["verdict"]["decision"], "unclear"),
-        figures=_draw_figures(audit, audit.folder / folders.FIGURES, anchor=anchor),
-        pairs=_view_pairs(audit, budget=budget),
-        statistics=tuple(_view_statistic(audit, statistic) for statistic in STATISTICS if _was_made(audit, statistic)),
-        spoke=tuple(Counter(audit.queries.measure[_told(audit)].tolist()).most_common()),
-        turned=int((audit.queries.pose[_told(audit)] != AS_IT_IS).sum()),
-        reduced=max(audit.size) > pictures.LARGEST_SIDE,
-    )
-
-
-def _told(audit: Audit) -> npt.NDArray[np.bool_]:
-    """Flagged images of which the audit tells the measure and the pose."""
-    told: npt.NDArray[np.bool_] = audit.queries.flagged & (audit.queries.measure != "")
-    return told
-
-
-def _was_made(audit: Audit, statistic: Statistic) -> bool:
-    """Older audits made fewer statistics; the newer ones all made distance ratios."""
-    old = ("mean_highest_correlation", "mean_correlation", "excess_over_holdout", "flagged_share", "exposed_subjects")
-    return statistic.key in old or bool(audit.per_comparison["distance_ratio"])
-
-
-def _view_statistic(audit: Audit, statistic: Statistic) -> StatisticView:
-    counts = audit.content["counts"]
-    absent = "no holdout" if not counts["holdout"] else "not measured"
-    if statistic.key in PER_COMPARISON:
-        found = audit.per_comparison[statistic.key]
-        names = [name for name in COMPARISONS if name in found or statistic.key != "distance_ratio"]
-        return StatisticView(statistic, tuple((name, found.get(name)) for name in names), absent)
-    judged = audit.can_flag or statistic.key not in NEED_FLAGS
-    if not judged:
-        absent = "undefined: too few holdout subjects" if counts["holdout"] else "undefined: no holdout"
-    elif statistic.key in ("exposed_subjects_in_the_long_run", "further_subjects_if_doubled"):
-        absent = "undefined: nobody is exposed so far"
-    elif statistic.key == "copy_rate_at_most" and counts["holdout"]:
-        absent = "undefined: the power was not measured"
-    estimate = audit.estimates.get(statistic.key)
-    if statistic.key == "exposed_subjects":
-        exposed, total = float(audit.content["exposed_subjects"]), int(counts["train_subjects"])
-        estimate = Estimate(exposed, math.nan, math.nan, total, "count in this sample")
-    return StatisticView(statistic, (("", estimate if judged else None),), absent)
-
-
-def _draw_figures(audit: Audit, directory: Path, *, anchor: str) -> dict[str, Markup]:
-    """Write the audit's figures and return those that the page shows, by name."""
-    directory.mkdir(exist_ok=True)
-    drawn = {}
-
-    def keep(name: str, figure: Figure, label: str) -> None:
-        svg = figures.save_figure(figure, directory / name)
-        drawn[name] = Markup(figures.inline_svg(svg, prefix=f"{anchor}-{name}", label=label))  # noqa: S704
-
-    bins = figures.choose_bins(list(audit.highest.values()))
-    for name, wanted in DISTRIBUTIONS.items():
-        comparisons = [comparison for comparison in wanted if comparison in audit.highest]
-        # With nothing to set it against, the second figure would repeat the first.
-        if comparisons and (name == "highest-correlations" or len(comparisons) > 1):
-            figure = figures.draw_distribution(audit, comparisons, bins=bins)
-            keep(name, figure, f"Histogram of highest correlations: {', '.join(comparisons)}")
-    subjects = int(audit.content["calibration"]["holdout_subjects"])
-    if subjects and np.isfinite(audit.queries.p_value).any():
-        keep("p-values", figures.draw_p_values(audit.queries.p_value, subjects=subjects), "Histogram of p-values")
-    if audit.power:
-        label = "Shares of planted copies and of changed holdout images caught, by change"
-        keep("power", figures.draw_power(audit.power), label)
-    if audit.pairs:
-        channel = audit.channels.index(audit.compared[0])
-        figures.save_figure(figures.draw_pairs(audit.pairs, channel=channel), directory / "closest-pairs")
-    return drawn
-
-
 def _draw_overview(audits: Sequence[Audit], directory: Path) -> Markup:
     directory.mkdir(exist_ok=True)
     wanted = ("synthetic-train", "holdout-train")
@@ -277,74 +131,6 @@ def _draw_overview(audits: Sequence[Audit], directory: Path) -> Markup:
     svg = figures.save_figure(figure, directory / "comparison")
     label = "Histograms of highest correlations, one row for each audit"
     return Markup(figures.inline_svg(svg, prefix="comparison", label=label))  # noqa: S704
-
-
-def _view_pairs(audit: Audit, *, budget: int) -> tuple[PairView, ...]:
-    """Draw pairs, in their order, until the page's share of picture data is used up."""
-    pairs = audit.pairs
-    if pairs is None:
-        return ()
-    names, compared = audit.channels, audit.compared
-    windows = [
-        pictures.show_window(pairs.synthetic[:, channel], pairs.train[:, channel], compared=name in compared)
-        for channel, name in enumerate(names)
-    ]
-    views: list[PairView] = []
-    for row in range(len(pairs)):
-        channels = tuple(
-            _view_channel(pairs, row, channel, name=name, compared=name in compared, window=windows[channel])
-            for channel, name in enumerate(names)
-        )
-        budget -= sum(_weight(channel) for channel in channels)
-        if budget < 0 and views:
-            break
-        views.append(_view_pair(pairs, row, channels))
-    return tuple(views)
-
-
-def _view_pair(pairs: Pairs, row: int, channels: tuple[ChannelView, ...]) -> PairView:
-    return PairView(
-        synthetic_index=int(pairs.synthetic_index[row]),
-        train_index=int(pairs.train_index[row]),
-        seed=int(pairs.seed[row]),
-        subject=str(pairs.train_subject[row]),
-        similarity=float(pairs.similarity[row]),
-        correlation=float(pairs.correlation[row]),
-        measure=str(pairs.measure[row]),
-        pose=str(pairs.pose[row]),
-        turned=str(pairs.pose[row]) != AS_IT_IS,
-        p_value=float(pairs.p_value[row]),
-        q_value=float(pairs.q_value[row]),
-        flagged=bool(pairs.flagged[row]),
-        channels=channels,
-    )
-
-
-def _view_channel(
-    pairs: Pairs, row: int, channel: int, *, name: str, compared: bool, window: pictures.Window
-) -> ChannelView:
-    synthetic, train = pairs.synthetic[row, channel], pairs.train[row, channel]
-    before, after = (
-        pictures.draw_picture(pairs.neighbours[row, side, channel], window=window)
-        if pairs.neighbour_valid[row, side]
-        else None
-        for side in (0, 1)
-    )
-    return ChannelView(
-        name=name,
-        compared=compared,
-        synthetic=pictures.draw_picture(synthetic, window=window),
-        train=pictures.draw_picture(train, window=window),
-        difference=pictures.draw_difference(synthetic, train, window=window, full=figures.DIFFERENCE_FULL),
-        scatter=pictures.draw_scatter(synthetic, train, window=window),
-        before=before,
-        after=after,
-    )
-
-
-def _weight(view: ChannelView) -> int:
-    drawn = (view.synthetic, view.train, view.difference, view.scatter, view.before, view.after)
-    return sum(len(picture.uri) for picture in drawn if picture is not None)
 
 
 @functools.cache
@@ -366,18 +152,29 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _render(views: Sequence[AuditView], *, title: str | None, shareable: bool, overview: Markup | None) -> str:
-    default = f"Comparison of {len(views)} audits" if len(views) > 1 else views[0].audit.name
+def _render(
+    views: Sequence[AuditView],
+    sections: Sequence[Section],
+    *,
+    title: str | None,
+    shareable: bool,
+    overview: Markup | None,
+) -> str:
+    # Only an audit that says so of itself (a procedural cohort) has no patients in its pictures.
+    patients = any(view.audit.content.get("internal", True) for view in views) or any(
+        section.pictures for section in sections
+    )
     try:
-        html = (
+        return (
             _environment()
             .get_template("page.html.j2")
             .render(
                 views=views,
-                title=title or default,
+                sections=sections,
+                title=title or _default_title(views, sections),
+                kicker="Are these synthetic images copies of patients?" if views else sections[0].kicker,
                 shareable=shareable,
-                # Only an audit that says so of itself (a procedural cohort) has no patients in its pictures.
-                internal=not shareable and any(view.audit.content.get("internal", True) for view in views),
+                internal=not shareable and patients,
                 overview=overview,
                 comparisons=COMPARISONS,
                 difference_full=figures.DIFFERENCE_FULL,
@@ -386,20 +183,15 @@ def _render(views: Sequence[AuditView], *, title: str | None, shareable: bool, o
                 open_subjects=OPEN_SUBJECTS,
                 strip=STRIP,
                 made_by=folders.made_by(),
+                describe_diversity=describe_diversity,
             )
         )
-        return functools.reduce(functools.partial(_with_diversity, level=2 if len(views) == 1 else 3), views, html)
     except (jinja2.UndefinedError, KeyError, TypeError) as error:
         damaged = ", ".join(str(view.audit.header.path) for view in views)
         raise FolderError(f"{damaged} lacks something a report needs ({error}). Run the audit again.") from error
 
 
-def _with_diversity(html: str, view: AuditView, *, level: int) -> str:
-    """The page with this audit's section on diversity, before its pairs; ``level`` is the rank of its heading."""
-    if view.audit.diversity is None:
-        return html
-    section = _environment().from_string(DIVERSITY)
-    # Text that was given is escaped, so this is found in no other place.
-    before, pairs, after = html.partition(f'<section aria-labelledby="{view.anchor}-pairs">')
-    shown = section.render(view=view, level=level, describe_diversity=describe_diversity)
-    return f"{before}{shown}{pairs}{after}"
+def _default_title(views: Sequence[AuditView], sections: Sequence[Section]) -> str:
+    if len(views) == 1:
+        return views[0].audit.name
+    return f"Comparison of {len(views)} audits" if views else sections[0].heading

@@ -29,8 +29,9 @@ from unalike import folders
 from unalike.cohort.store import ImageFolder
 from unalike.engine import Progress, show_progress
 from unalike.errors import FolderError, SettingsError
-from unalike.fidelity.features import Features, embed_cached, open_own_features
+from unalike.fidelity.features import Features, embed_cached
 from unalike.fidelity.frechet import FEWEST_SUBJECTS, frechet_estimate
+from unalike.fidelity.own import open_own_features
 from unalike.folders import Header
 from unalike.generators.diffusion.model import open_model
 from unalike.generators.diffusion.sample import GROUP, DiffusionSampler

@@ -57,10 +57,12 @@ from unalike.cohort.store import ImageFolder, open_images
 from unalike.devices import pick_device
 from unalike.engine import show_progress, tell
 from unalike.errors import FolderError, RunError, SettingsError, UnalikeError
-from unalike.fidelity.features import Features, embed_cached, open_own_features
+from unalike.fidelity.features import Features, embed_cached
 from unalike.fidelity.frechet import FEWEST_SUBJECTS, frechet_estimate
+from unalike.fidelity.own import open_own_features
 from unalike.generators.settings import resolve_settings
 from unalike.records import MASK, Estimate, FloatArray, IntArray, Pixels, TextArray, as_json, estimate_from_json
+from unalike.report.tables import as_latex, as_markdown
 from unalike.runs.families import Sampler, check_seed, find_family, read_run
 from unalike.runs.sample import PARTS
 from unalike.runs.train import train_generator
@@ -142,16 +144,12 @@ class Sweep:
     def table(self) -> str:
         """The table in Markdown, with the notes that it needs."""
         head, rows = _table(self)
-        lines = [head, ["---"] * len(head), *rows]
-        return "\n".join(["| " + " | ".join(map(_markdown, line)) + " |" for line in lines] + ["", *_notes(self)])
+        return as_markdown(head, rows, notes=_notes(self))
 
     def tex(self) -> str:
         """The table as a LaTeX tabular that needs no package."""
         head, rows = _table(self)
-        body = [" & ".join(map(_tex, line)) + r" \\" for line in (head, *rows)]
-        begin = rf"\begin{{tabular}}{{{'l' * len(head)}}}"
-        notes = [f"% {line}" for line in _notes(self)]
-        return "\n".join([*notes, begin, r"\hline", body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}"]) + "\n"
+        return as_latex(head, rows, notes=_notes(self))
 
     def csv(self) -> str:
         """The table as CSV: value, low and high of each number in a column of its own, empty where undefined."""
@@ -790,19 +788,6 @@ def _plain(found: Measured | None, name: str, side: str) -> Any:
         return ""
     value = getattr(found, name)
     return "" if (plain := as_json(getattr(value, side) if side else value)) is None else plain
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([|<\\])", r"\\\1", " ".join(text.split()))
-
-
-_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-    sign: f"\\{sign}" for sign in "{}$&#%_"
-}
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(sign, sign) for sign in " ".join(text.split()))
 
 
 def draw_sweep(found: Sweep, *, place: Path) -> None:
