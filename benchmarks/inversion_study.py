@@ -20,8 +20,9 @@ import torch
 
 from unalike import folders
 from unalike.cohort.store import ImageFolder, open_images
-from unalike.fidelity.features import embed_cached, open_own_features
+from unalike.fidelity.features import embed_cached
 from unalike.fidelity.frechet import frechet_estimate
+from unalike.fidelity.own import open_own_features
 from unalike.generators.diffusion.noise import add_noise, alpha_bars, target_of
 from unalike.generators.inversion.model import InversionModel, open_model
 from unalike.runs.families import read_run

@@ -35,8 +35,9 @@ from unalike.cohort.roles import ImageSet
 from unalike.cohort.store import ImageFolder, open_images
 from unalike.devices import pick_device
 from unalike.errors import FolderError, InputError, SettingsError, UnalikeError
-from unalike.fidelity.features import CohortFeatures, embed_cached, open_own_features
+from unalike.fidelity.features import embed_cached
 from unalike.fidelity.frechet import FEWEST_SUBJECTS, frechet_estimate
+from unalike.fidelity.own import CohortFeatures, open_own_features
 from unalike.folders import Header
 from unalike.records import MASK, Estimate, FloatArray, TextArray, estimate_from_json
 from unalike.runs.families import read_run

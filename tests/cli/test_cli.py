@@ -19,6 +19,8 @@ COMMANDS = (
     "audit",
     "cohort",
     "demo",
+    "explain",
+    "fidelity",
     "index",
     "inspect",
     "latent",
@@ -31,6 +33,7 @@ COMMANDS = (
     "steps",
     "sweep",
     "train",
+    "utility",
 )
 
 

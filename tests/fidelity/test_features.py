@@ -22,18 +22,18 @@ from unalike.cohort.store import ImageFolder, ImageWriter, open_images
 from unalike.engine import Progress
 from unalike.errors import InputError, PictureError, SettingsError
 from unalike.fidelity import features as features_module
-from unalike.fidelity.features import (
+from unalike.fidelity import own as own_module
+from unalike.fidelity.features import Features, embed_cached
+from unalike.fidelity.frechet import frechet_distance
+from unalike.fidelity.own import (
     FLOOR,
     AutoencoderFeatures,
     CohortFeatures,
-    Features,
     band_powers,
     count_bands,
     describe_bands,
-    embed_cached,
     open_cohort_features,
 )
-from unalike.fidelity.frechet import frechet_distance
 from unalike.similarity.embedding.settings import EmbeddingSettings
 from unalike.similarity.embedding.train import cached_embedding
 
@@ -44,7 +44,7 @@ HELD = 4
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "SETTINGS", TINY)
+    monkeypatch.setattr(own_module, "SETTINGS", TINY)
 
 
 def make(
@@ -137,13 +137,13 @@ def test_powers_sum_to_the_tapered_variance(height: int, width: int) -> None:
 
 
 def test_without_a_taper_powers_sum_to_the_variance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "_fade", np.ones)
-    features_module._grid.cache_clear()
+    monkeypatch.setattr(own_module, "_fade", np.ones)
+    own_module._grid.cache_clear()
     try:
         images = np.random.default_rng(0).random((2, 33, 48))
         assert band_powers(images).sum(axis=1) == pytest.approx(images.var(axis=(1, 2)), rel=1e-12)
     finally:
-        features_module._grid.cache_clear()
+        own_module._grid.cache_clear()
 
 
 def test_white_noise_has_equal_power_at_all_frequencies() -> None:
@@ -240,7 +240,7 @@ def test_the_scales_are_kept_and_not_made_again(cohort: ImageFolder, monkeypatch
     def unread(*_: Any) -> Any:
         raise AssertionError("the scales are there already")
 
-    monkeypatch.setattr(features_module, "_embed_rows", unread)
+    monkeypatch.setattr(own_module, "embed_rows", unread)
     again = learn(cohort)
     assert again.scales == first.scales
     assert again.digest == first.digest
@@ -257,7 +257,7 @@ def test_damaged_scales_are_made_again(damage: str, cohort: ImageFolder) -> None
         save_file({"features": np.array([1.0, 2.0])}, kept, metadata=header)
     elif damage == "three":
         table = np.array([1.0, 2.0, 3.0])
-        told = json.loads(header["unalike"]) | {"digest": features_module._digest(table)}
+        told = json.loads(header["unalike"]) | {"digest": features_module.table_digest(table)}
         save_file({"features": table}, kept, metadata={"unalike": json.dumps(told)})
     assert learn(cohort).scales == first.scales
     assert kept.read_bytes() == whole
@@ -270,7 +270,7 @@ def test_train_features_are_kept_with_the_scales(cohort: ImageFolder, monkeypatc
     def unread(*_: Any) -> Any:
         raise AssertionError("the features are there already")
 
-    monkeypatch.setattr(features_module, "_embed_rows", unread)
+    monkeypatch.setattr(features_module, "embed_rows", unread)
     assert embed_cached(features, cohort, rows, cohort.path / folders.INDEX).tobytes() == fresh.tobytes()
 
 
@@ -290,7 +290,7 @@ def test_other_scales_are_other_features(cohort: ImageFolder, monkeypatch: pytes
     first = learn(cohort)
     assert dataclasses.replace(first, scales=(2.0, 3.0)).digest != first.digest
     assert dataclasses.replace(first, size=(24, 25)).digest != first.digest
-    monkeypatch.setattr(features_module, "FLOOR", 2 * FLOOR)
+    monkeypatch.setattr(own_module, "FLOOR", 2 * FLOOR)
     assert learn(cohort).digest != first.digest
 
 
@@ -374,7 +374,7 @@ def test_a_vector_does_not_depend_on_the_others(cohort: ImageFolder, monkeypatch
     whole = features.embed(images)
     assert (features.embed(images) == whole).all()
     order = np.random.default_rng(0).permutation(24)
-    monkeypatch.setattr(features_module, "AT_ONCE", 5)
+    monkeypatch.setattr(own_module, "AT_ONCE", 5)
     assert features.embed(images[order]) == pytest.approx(whole[order], abs=1e-5)
     assert features.embed(images[:0]).shape == (0, 14)
 
@@ -519,7 +519,7 @@ def test_a_damaged_file_is_made_again(damage: str, cohort: ImageFolder, tmp_path
     elif damage == "list":
         save_file({"features": table}, file, metadata={"unalike": "[]"})
     elif damage == "rows":
-        digest = features_module._digest(table[:2])
+        digest = features_module.table_digest(table[:2])
         save_file({"features": table[:2]}, file, metadata={"unalike": json.dumps(told | {"digest": digest})})
     again = Means()
     assert (embed_cached(again, cohort, ROWS, tmp_path) == means_of(cohort)).all()

@@ -17,7 +17,7 @@ from unalike import folders
 from unalike.cli import run as run_command
 from unalike.cohort.store import ImageWriter, open_images
 from unalike.errors import RunError, SettingsError
-from unalike.fidelity import features
+from unalike.fidelity import own
 from unalike.generators import watching
 from unalike.generators.checkpoints import load_newest_checkpoint
 from unalike.generators.data import open_train_images
@@ -45,8 +45,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def quick_features() -> Iterator[None]:
     """Features that are learned in a moment: what a look does with them does not depend on how good they are."""
     with pytest.MonkeyPatch.context() as patch:
-        small = dataclasses.replace(features.SETTINGS, steps=20, width=8, dimension=8, batch=32)
-        patch.setattr(features, "SETTINGS", small)
+        small = dataclasses.replace(own.SETTINGS, steps=20, width=8, dimension=8, batch=32)
+        patch.setattr(own, "SETTINGS", small)
         yield
 
 

@@ -22,7 +22,7 @@ from unalike import folders
 from unalike.cli.steps import steps as steps_command
 from unalike.cohort.store import ImageWriter
 from unalike.errors import FolderError, InputError, SettingsError
-from unalike.fidelity import features as fidelity_features
+from unalike.fidelity import own
 from unalike.fidelity.frechet import frechet_estimate
 from unalike.generators.data import PixelScale
 from unalike.generators.diffusion.conditions import Conditions
@@ -335,8 +335,8 @@ def test_the_cohorts_own_features_are_learned_once_and_kept_with_it(
 ) -> None:
     cohort = write_cohort(tmp_path / "cohort", train=12, holdout=4)
     run = train_generator(kind="diffusion", cohort=cohort, out=tmp_path / "run", settings=TINY, device="cpu")
-    brief = replace(fidelity_features.SETTINGS, steps=2, width=8, dimension=4)
-    monkeypatch.setattr(fidelity_features, "SETTINGS", brief)
+    brief = replace(own.SETTINGS, steps=2, width=8, dimension=4)
+    monkeypatch.setattr(own, "SETTINGS", brief)
     one = FEW | {"steps": (2,), "samplers": ("ddim",), "reference": ("ddim", 2)}
     first = compare_steps(run=run, against=cohort, out=tmp_path / "first", **one)
     assert len(list((cohort / "index").glob("embedding-*.safetensors"))) == 1

@@ -23,9 +23,9 @@ from unalike.cli.sweep import sweep as sweep_command
 from unalike.cohort.split import select_train_rows
 from unalike.cohort.store import ImageWriter, open_images
 from unalike.errors import FolderError, NonFiniteLossError, RunError, SettingsError
-from unalike.fidelity import features
-from unalike.fidelity.features import open_own_features
+from unalike.fidelity import own
 from unalike.fidelity.frechet import frechet_estimate
+from unalike.fidelity.own import open_own_features
 from unalike.generators.controls.gaussian import GaussianSampler
 from unalike.records import Estimate, Pixels
 from unalike.runs.sample import draw_samples
@@ -72,7 +72,7 @@ def write_cohort(out: Path, *, train: int = TRAIN, holdout: int = HELD) -> Path:
 def quick() -> Iterator[None]:
     """Features and intervals that are made in a moment."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "SETTINGS", dataclasses.replace(features.SETTINGS, steps=5, width=8, dimension=4))
+        patch.setattr(own, "SETTINGS", dataclasses.replace(own.SETTINGS, steps=5, width=8, dimension=4))
         patch.setattr(sweep, "frechet_estimate", few_resamples)
         patch.setattr(sweep, "PLANTED", 8)
         yield

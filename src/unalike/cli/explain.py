@@ -39,6 +39,7 @@ def explain(
     from unalike import folders
     from unalike.errors import FolderError, SettingsError
     from unalike.report import write_report
+    from unalike.report.explain import tabulate_explain
 
     settings.check()
     for path in (source, against, synthetic):
@@ -64,8 +65,9 @@ def explain(
             utility=source, synthetic=synthetic, against=against, out=out, settings=settings, seed=seed, device=device
         )
     page = write_report(out)
-    content = folders.read_header(out, kind="explain").content
+    header = folders.read_header(out, kind="explain")
     if json:
-        print_json(dict(content) | {"report": page})
-    else:
-        print("\n".join([*content["lines"], f"report: {page}"]))
+        print_json(dict(header.content) | {"report": page})
+        return
+    tables = [table.markdown() for table in tabulate_explain(header)]
+    print("\n".join([*tables, *header.content["notes"], f"report: {page}"]))

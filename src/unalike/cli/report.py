@@ -1,4 +1,4 @@
-"""``unalike report``: one self-contained page from audit folders."""
+"""``unalike report``: one self-contained page from folders."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from unalike.cli.output import Json, print_json
 
 
 def report(
-    *audits: Path,
+    *sources: Path,
     out: Path | None = None,
     title: str | None = None,
     shareable: bool = False,
     json: Json = False,
 ) -> None:
-    """Write the report of one audit, or one page that compares several.
+    """Write the report of one folder, or one page of several: audits compared, privacy held against utility.
 
     Parameters
     ----------
-    audits
-        Audit folders.
+    sources
+        Audit, fidelity, utility and explain folders.
     out
-        Page to write; default report.html in the audit folder (needed for several audits).
+        Page to write; default report.html in the folder (needed for several).
     title
         Heading of the page.
     shareable
@@ -30,9 +30,9 @@ def report(
     from unalike.errors import SettingsError
     from unalike.report import write_report
 
-    if not audits:
-        raise SettingsError("give at least one audit folder.")
-    page = write_report(audits[0] if len(audits) == 1 else audits, out=out, title=title, shareable=shareable)
+    if not sources:
+        raise SettingsError("give at least one audit, fidelity, utility or explain folder.")
+    page = write_report(sources[0] if len(sources) == 1 else sources, out=out, title=title, shareable=shareable)
     if json:
         print_json({"report": page})
     else:

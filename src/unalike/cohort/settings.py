@@ -1,6 +1,7 @@
 """What `prepare_cohort` can be told."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: settings elsewhere inherit fields from here, and who reads their types
+# (the command line) must find them evaluated.
 
 import re
 from dataclasses import dataclass

@@ -20,7 +20,8 @@ import numpy as np
 from scipy.stats import norm
 
 from unalike.errors import InputError, SettingsError
-from unalike.records import Estimate, FloatArray, IntArray, TextArray
+from unalike.fidelity.sides import Side, make_sides
+from unalike.records import Estimate, FloatArray, TextArray
 from unalike.seeds import generator_for
 
 FEWEST_SUBJECTS = 3  # of a side: one is left out, and of those left a covariance is taken
@@ -38,19 +39,6 @@ class _Moments:
     root: FloatArray
 
 
-@dataclass(frozen=True)
-class _Side:
-    """Features (n, D) of one set, and the subject of each image as a number below ``subjects``."""
-
-    features: FloatArray
-    codes: IntArray
-    subjects: int
-
-    def moments(self, weights: FloatArray) -> _Moments:
-        """Those of the images when each subject counts ``weights`` (subjects,) times."""
-        return _moments(self.features, weights[self.codes])
-
-
 def frechet_distance(a: FloatArray, b: FloatArray) -> float:
     """|μa − μb|² + tr(Σa + Σb − 2(ΣaΣb)^½) of features ``a`` (n, D) and ``b`` (m, D), in their unit squared.
 
@@ -60,7 +48,8 @@ def frechet_distance(a: FloatArray, b: FloatArray) -> float:
 
     Raises `InputError` if a set has fewer than two images, the dimensions differ, or a number is not finite.
     """
-    first, second = _checked_pair(a, b)
+    alone = (np.arange(len(each)).astype(np.str_) for each in (a, b))
+    first, second = (side.features for side in make_sides(a, b, *alone))
     for name, features in (("first", first), ("second", second)):
         if len(features) < 2:
             raise InputError(
@@ -121,7 +110,7 @@ def frechet_estimate(
         raise SettingsError(f"resamples = {resamples}, parts = {parts}: give at least 2 of each, such as 200 and 40.")
     if not 0 < confidence < 1:
         raise SettingsError(f"confidence = {confidence}: give a number between 0 and 1, such as 0.95.")
-    a, b = _sides(features_a, features_b, subjects_a, subjects_b)
+    a, b = make_sides(features_a, features_b, subjects_a, subjects_b)
     n = min(a.subjects, b.subjects)
     if n < FEWEST_SUBJECTS:
         return Estimate(math.nan, math.nan, math.nan, n, METHOD, confidence)
@@ -155,7 +144,7 @@ def extrapolated_frechet(
 
     Raises `InputError` as `frechet_estimate`.
     """
-    sides = _sides(features_a, features_b, subjects_a, subjects_b)
+    sides = make_sides(features_a, features_b, subjects_a, subjects_b)
     if min(side.subjects for side in sides) < 2 * FEWEST_SUBJECTS:
         return math.nan
     random = generator_for(seed, "frechet extrapolation")
@@ -169,36 +158,43 @@ def extrapolated_frechet(
     return float(np.polyfit(inverses, values, 1)[1])
 
 
-def _drawn_part(sides: tuple[_Side, _Side], kept: list[int], random: np.random.Generator) -> list[FloatArray]:
+def _drawn_part(sides: tuple[Side, Side], kept: list[int], random: np.random.Generator) -> list[FloatArray]:
     """Weights (subjects,) of each side: 1 for as many as are kept, drawn without putting back, 0 for the others."""
     return [
         (random.permutation(side.subjects) < count).astype(np.float64) for side, count in zip(sides, kept, strict=True)
     ]
 
 
-def _jackknife_bias(a: _Side, b: _Side, most: int, seed: int) -> float:
+def _jackknife_bias(a: Side, b: Side, most: int, seed: int) -> float:
     """By how much the distance is too large, as leaving out parts of the subjects of each side shows."""
-    whole = [side.moments(np.ones(side.subjects)) for side in (a, b)]
+    whole = [_moments_of_side(side, np.ones(side.subjects)) for side in (a, b)]
     plug_in = _distance(*whole)
-    against: list[tuple[_Side, _Moments]] = [(a, whole[1]), (b, whole[0])]
+    against: list[tuple[Side, _Moments]] = [(a, whole[1]), (b, whole[0])]
     bias = 0.0
     for index, (side, other) in enumerate(against):
         parts = min(side.subjects, most)
         part = generator_for(seed, "frechet jackknife", index).permutation(side.subjects) % parts
-        left = [_distance(side.moments((part != number).astype(np.float64)), other) for number in range(parts)]
+        left = [
+            _distance(_moments_of_side(side, (part != number).astype(np.float64)), other) for number in range(parts)
+        ]
         bias += (parts - 1) * (float(np.mean(left)) - plug_in)
     return bias
 
 
-def _resampled(a: _Side, b: _Side, seed: int, index: int) -> float:
+def _resampled(a: Side, b: Side, seed: int, index: int) -> float:
     """The distance when as many subjects as there are on each side are drawn with replacement."""
     random = generator_for(seed, "frechet bootstrap", index)
     counts = [random.multinomial(side.subjects, np.full(side.subjects, 1 / side.subjects)) for side in (a, b)]
     return _distance_of((a, b), [drawn.astype(np.float64) for drawn in counts])
 
 
-def _distance_of(sides: tuple[_Side, _Side], weights: list[FloatArray]) -> float:
-    return _distance(*(side.moments(given) for side, given in zip(sides, weights, strict=True)))
+def _distance_of(sides: tuple[Side, Side], weights: list[FloatArray]) -> float:
+    return _distance(*(_moments_of_side(side, given) for side, given in zip(sides, weights, strict=True)))
+
+
+def _moments_of_side(side: Side, weights: FloatArray) -> _Moments:
+    """Those of the images when each subject counts ``weights`` (subjects,) times."""
+    return _moments(side.features, weights[side.codes])
 
 
 def _moments(features: FloatArray, weights: FloatArray) -> _Moments:
@@ -226,28 +222,3 @@ def _distance(a: _Moments, b: _Moments) -> float:
     one, two = (np.pad(side.root, ((0, rows - len(side.root)), (0, 0))) for side in (a, b))
     left, _, right = np.linalg.svd(one @ two.T)
     return float(((a.mean - b.mean) ** 2).sum() + ((one - left @ (right @ two)) ** 2).sum())
-
-
-def _checked_pair(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or first.shape[1] == 0:
-        raise InputError(f"features {first.shape} and {second.shape} do not fit. Give (n, D) and (m, D).")
-    for name, features in (("first", first), ("second", second)):
-        if not np.isfinite(features).all():
-            raise InputError(f"features of the {name} set are not all finite. Check the images and the features.")
-    return first, second
-
-
-def _sides(
-    features_a: FloatArray, features_b: FloatArray, subjects_a: TextArray, subjects_b: TextArray
-) -> tuple[_Side, _Side]:
-    pair = _checked_pair(features_a, features_b)
-    sides = []
-    for name, features, subjects in zip(("first", "second"), pair, (subjects_a, subjects_b), strict=True):
-        if np.shape(subjects) != (len(features),):
-            raise InputError(
-                f"the {name} set has {len(features)} images and subjects {np.shape(subjects)}. Give one for each image."
-            )
-        names, codes = np.unique(subjects, return_inverse=True)
-        sides.append(_Side(features, codes.astype(np.int64), len(names)))
-    return sides[0], sides[1]

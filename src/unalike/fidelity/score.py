@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from unalike import folders
-from unalike.cohort.roles import ImageSet, Roles, open_roles
+from unalike.cohort.roles import ImageSet, Roles, choose_channels, open_roles
 from unalike.devices import pick_device
 from unalike.engine import show_progress
 from unalike.errors import FolderError, InputError, SettingsError
 from unalike.fidelity.features import Features, embed_cached
 from unalike.fidelity.frechet import extrapolated_frechet, frechet_distance, frechet_estimate
-from unalike.fidelity.kernel import kernel_estimate
+from unalike.fidelity.inception_score import inception_score
+from unalike.fidelity.kernel import block_kernel_distance, kernel_estimate
 from unalike.fidelity.manifold import manifold_estimates, measure_manifold
 from unalike.fidelity.pretrained import PretrainedFeatures, open_features
 from unalike.fidelity.result import (
@@ -46,7 +47,10 @@ from unalike.fidelity.variety import (
     pick_one_each,
     vendi_estimate,
 )
-from unalike.records import Estimate, FloatArray, TextArray
+from unalike.records import Estimate, FloatArray, IntArray, Pixels, TextArray
+from unalike.seeds import generator_for
+from unalike.similarity.ssim import WINDOW
+from unalike.stats.intervals import estimate_mean
 
 FEWEST = 10  # subjects of a set, below which a class is not measured by itself
 MANY_NUMBERS = 500  # of a vector: from here on one Fréchet distance takes seconds
@@ -210,18 +214,29 @@ def _named(run: Callable[[], Mapping[str, Estimate]], label: str, compared: str)
 
 
 def _frechet(a: _Set, b: _Set, settings: FidelitySettings, seed: int) -> dict[str, Estimate]:
-    subjects = {"subjects_a": a.subjects, "subjects_b": b.subjects}
     large = a.features.shape[1] > MANY_NUMBERS
-    effort = {"resamples": settings.resamples // 8, "parts": 10} if large else {"resamples": settings.resamples}
     n = min(a.people, b.people)
+    estimate = frechet_estimate(
+        a.features,
+        b.features,
+        subjects_a=a.subjects,
+        subjects_b=b.subjects,
+        seed=seed,
+        resamples=settings.resamples // (8 if large else 1),
+        parts=10 if large else 40,
+    )
+    endless = extrapolated_frechet(
+        a.features,
+        b.features,
+        subjects_a=a.subjects,
+        subjects_b=b.subjects,
+        seed=seed,
+        repeats=2 if large else 10,
+    )
     return {
-        "frechet": frechet_estimate(a.features, b.features, **subjects, seed=seed, **effort),
+        "frechet": estimate,
         "frechet_plain": _bare(frechet_distance(a.features, b.features), n, "as others report it, biased upwards"),
-        "frechet_infinite": _bare(
-            extrapolated_frechet(a.features, b.features, **subjects, seed=seed, repeats=2 if large else 10),
-            n,
-            "extrapolated to endless sets (Chong & Forsyth 2020)",
-        ),
+        "frechet_infinite": _bare(endless, n, "extrapolated to endless sets (Chong & Forsyth 2020)"),
     }
 
 
@@ -289,7 +304,9 @@ def _variety_tasks(
         part = sets[role]
 
         def score(part: _Set = part, role: str = role) -> list[Score]:
-            found = vendi_estimate(part.features, subjects=part.subjects, size=vendi, seed=seed)
+            # From zero all images lie in one direction; from the mean of train images their differences count.
+            centred = part.features - sets[TRAIN].features.mean(axis=0)
+            found = vendi_estimate(centred, subjects=part.subjects, size=vendi, seed=seed)
             return [Score("", f"Vendi score of {vendi}", role, found)]
 
         yield f"{role} vendi", score

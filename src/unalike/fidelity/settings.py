@@ -23,22 +23,19 @@ class FidelitySettings(PictureSettings):
     """Fetch the weights from their authors' page, once, and check them; without it nothing is ever fetched."""
 
     resamples: int = 200
-    """Bootstrap samples of subjects behind the interval of the Fréchet distance, half as many for features of more than
-    500 numbers."""
+    """Bootstrap samples of subjects behind the interval of the Fréchet distance, an eighth as many for features of more
+    than 500 numbers."""
 
     per_class: bool = True
     """Measure each class by itself as well, where samples and cohort have classes."""
 
-    pairs: int = 2000
-    """Pairs of images whose MS-SSIM is averaged, in each set."""
-
     neighbours: int = 500
-    """At most so many images of each set, one a subject, whose nearest neighbours by SSIM are found; 0 leaves them
-    out."""
+    """At most so many images of each set, one a subject, whose likeness within the set is measured by MS-SSIM and
+    SSIM; 0 leaves that out."""
 
     def check(self) -> None:
         """Raise `SettingsError` for a value that makes no sense."""
-        for name, least in (("resamples", 10), ("pairs", 1), ("neighbours", 0)):
+        for name, least in (("resamples", 16), ("neighbours", 0)):
             if getattr(self, name) < least:
                 raise SettingsError(f"--{name} {getattr(self, name)}: give {least} or more.")
         if self.features == "own" and (self.weights or self.fetch_weights):

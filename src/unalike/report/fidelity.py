@@ -83,10 +83,12 @@ def _say_counts(found: FidelityResult) -> str:
 
 
 def _pair_table(found: FidelityResult) -> Table:
+    pairs = [f"{of}-{to}" for of, to in COMPARISONS]
+    known = list(PAIRED) + [each.measure for each in found.scores if each.compared in pairs and not each.label]
     made = {
-        measure: (name, kind, good)
-        for measure, (name, kind, good) in PAIRED.items()
-        if any(found.find(measure, f"{of}-{to}") for of, to in COMPARISONS)
+        measure: PAIRED.get(measure, (f"{measure} images", "share", "high"))
+        for measure in dict.fromkeys(known)
+        if any(found.find(measure, pair) for pair in pairs)
     }
     return Table(
         name="fidelity",
@@ -100,7 +102,8 @@ def _pair_table(found: FidelityResult) -> Table:
         notes=(
             f"Features: {found.features}. Numbers compare only where the features are the same. In brackets 95 % "
             "intervals over subjects.",
-            "Precision: share of the first set within reach of the second; recall: the other way round.",
+            "Precision: share of the first set within reach of the second; recall: the other way round. Recall and "
+            "coverage grow with the number of images; where a number stands beside them, both sets have so many.",
         ),
     )
 

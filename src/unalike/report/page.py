@@ -15,6 +15,7 @@ from unalike.errors import FolderError, SettingsError
 from unalike.records import FloatArray
 from unalike.report import figures, pictures
 from unalike.report.audit_view import AuditView, view_audit
+from unalike.report.explain import view_explain
 from unalike.report.fidelity import view_fidelity
 from unalike.report.frontier import find_points, view_frontier
 from unalike.report.read import COMPARISONS, Audit, read_audit
@@ -37,7 +38,11 @@ OPEN_PAIRS, OPEN_SUBJECTS = 6, 10
 
 
 # Folders that are a section of a page, and how it is made.
-_SECTIONS: dict[str, Callable[..., Section]] = {"fidelity": view_fidelity, "utility": view_utility}
+_SECTIONS: dict[str, Callable[..., Section]] = {
+    "fidelity": view_fidelity,
+    "utility": view_utility,
+    "explain": view_explain,
+}
 
 
 def write_report(

@@ -18,19 +18,8 @@ from unalike.report.figures import INK, STYLES
 from unalike.report.section import FigureView, PictureView, Section, keep_figure, read_picture_file
 from unalike.report.tables import Cell, Column, Kind, Table, plain_number, write_estimate
 from unalike.report.words import format_count, format_number
-from unalike.utility.settings import NETWORKS
+from unalike.vision.names import NETWORK_NAMES, NETWORKS
 
-# torchvision's names as the papers write them.
-_NETWORK_NAMES = {
-    "resnet18": "ResNet-18",
-    "resnet50": "ResNet-50",
-    "vgg16": "VGG-16",
-    "vgg19": "VGG-19",
-    "alexnet": "AlexNet",
-    "densenet121": "DenseNet-121",
-    "mobilenet_v2": "MobileNetV2",
-    "googlenet": "GoogLeNet",
-}
 _SOURCE_NAMES = {
     "synthetic": "synthetic",
     "real": "real",
@@ -57,8 +46,11 @@ def view_utility(folder: Path, *, anchor: str) -> Section:
         content = header.content
         segment = content["task"] == "segment"
         drawn = [] if segment else list(_classification_figures(header, folder / folders.FIGURES, anchor))
-        shown = folder / folders.FIGURES / "segmentation-internal.png"
-        pictures = [PictureView(read_picture_file(shown), "Holdout images: truth, and what each training finds.")]
+        pictures = []
+        if segment and (shown := folder / folders.FIGURES / "segmentation-internal.png").is_file():
+            pictures.append(
+                PictureView(read_picture_file(shown), "Holdout images: truth, and what each training finds.")
+            )
         return Section(
             anchor=anchor,
             kicker="What are these images worth to train on?",
@@ -67,7 +59,7 @@ def view_utility(folder: Path, *, anchor: str) -> Section:
             lead=tuple(_say_segmentation(content) if segment else _say_classification(content)),
             tables=tabulate_utility(header),
             figures=tuple(drawn),
-            pictures=tuple(pictures) if segment and shown.is_file() else (),
+            pictures=tuple(pictures),
             notes=tuple(content["notes"]),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -98,7 +90,7 @@ def utility_of(header: Header, source: str = "synthetic") -> tuple[str, Estimate
 
 
 def _network(name: str) -> str:
-    return _NETWORK_NAMES.get(name, name)
+    return NETWORK_NAMES.get(name, name)
 
 
 def _source(name: str) -> str:

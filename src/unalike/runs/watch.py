@@ -35,8 +35,9 @@ from unalike.audit.index import CopyIndex
 from unalike.cohort.roles import ImageSet
 from unalike.engine import tell
 from unalike.errors import SettingsError
-from unalike.fidelity.features import CohortFeatures, embed_cached, open_own_features
+from unalike.fidelity.features import embed_cached
 from unalike.fidelity.frechet import frechet_distance
+from unalike.fidelity.own import CohortFeatures, open_own_features
 from unalike.generators.data import TrainImages
 from unalike.generators.watching import Draw, Glance
 from unalike.records import Estimate, FloatArray, IntArray, Pixels

@@ -67,7 +67,7 @@ def measure_utility(
 def _check_roles(roles: Roles) -> None:
     if len(roles.holdout) == 0:
         raise InputError(
-            f"{roles.train.folder.path} has no holdout to test on. Prepare the cohort with --holdout, or give --holdout."
+            f"{roles.train.folder.path} has no holdout to test on. Prepare it with --holdout 0.2, or give --holdout."
         )
     for name, images in (("synthetic", roles.synthetic), ("train", roles.train)):
         if len(images) < 2:

@@ -8,9 +8,7 @@ from typing import Literal
 
 from unalike.cohort.settings import PictureSettings
 from unalike.errors import SettingsError
-
-NETWORKS = ("resnet18", "resnet50", "vgg16", "vgg19", "alexnet", "densenet121", "mobilenet_v2", "googlenet")
-"""The eight networks of Nafi et al. 2024, table 2, by torchvision's names."""
+from unalike.vision.names import NETWORKS
 
 ALL = "all"
 _MIX = re.compile(r"(\d+|all):(\d+|all)")

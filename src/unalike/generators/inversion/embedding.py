@@ -8,9 +8,7 @@ Four layouts are in use, told apart by content:
   "sd_checkpoint_name", …}`` (the embeddings of de Wilde et al. 2023 are such files);
 * diffusers' former ``learned_embeds.bin``: a torch archive of ``{token: (n, d)}`` or ``{token: (d,)}``.
 
-A torch archive is an uncompressed zip of a pickle (``data.pkl``) and of bare numbers (``data/KEY``). Loading a pickle
-runs what it names. It is never loaded here: `_interpret` walks over its instructions and builds tuples, dicts, words
-and numbers; the few names it knows are marks that nothing imports or calls, and any other name ends the reading. How
+A torch archive holds a pickle. It is never loaded: ``vision.archive`` takes it apart without running anything, and how
 much memory a file may ask for is settled before any is taken.
 """
 
@@ -20,11 +18,10 @@ import contextlib
 import io
 import json
 import os
-import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +31,20 @@ import numpy.typing as npt
 from safetensors import SafetensorError, deserialize
 
 from unalike.errors import FolderError, InputError, SettingsError
+from unalike.vision.archive import (
+    AGAIN,
+    ITEM_BYTES,
+    MOST_LETTERS,
+    SAFE,
+    Limits,
+    Module,
+    TensorView,
+    UnfitError,
+    clean,
+    find_members,
+    interpret,
+    read_span,
+)
 
 Vectors = npt.NDArray[np.float32]
 
@@ -44,17 +55,14 @@ MOST_DIMENSION = 2**14
 MOST_BYTES = 8 * MOST_VALUES + 2**20  # of a file: float64, and what stands around the numbers
 MOST_PICKLE = 2**16  # bytes of data.pkl; real ones are about 400
 MOST_MEMBERS = 64  # files in an archive
-MOST_LETTERS = 200  # of a name
 
 # What a vector's length says of the text encoder it was made for.
 _MADE_FOR = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "Stable Diffusion XL"}
-_ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+_KINDS = ("BF16", "F16", "F32", "F64")  # of numbers
 _RESERVED = ("__metadata__", "emb_params", "clip_l", "clip_g")
 _DIGEST = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _LOCAL = re.compile(r"[/.~\\]|[A-Za-z]:|.*\\|.*/.*/")  # how a path begins, and no name at a hub does
-_ZIP, _PICKLE, _ENTRY = b"PK\x03\x04", b"\x80", b"PK\x01\x02"
-_SAFE = "Ask for a safetensors file."
-_AGAIN = "Fetch it again, or ask for a safetensors file."
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,16 +95,16 @@ def read_embedding(path: str | Path) -> Embedding:
     path = Path(path)
     try:
         if not path.is_file():
-            raise _UnfitError("does not exist or is not a file. Check the path.")
+            raise UnfitError("does not exist or is not a file. Check the path.")
         size = path.stat().st_size
         if size > MOST_BYTES:
-            raise _UnfitError(f"has {size:,} bytes, more than any embedding: refused. Give a textual inversion file.")
+            raise UnfitError(f"has {size:,} bytes, more than any embedding: refused. Give a textual inversion file.")
         with path.open("rb") as stream:
             data = stream.read(size)
         return _read(data, path.stem)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}). Check its permissions.") from error
-    except _UnfitError as error:
+    except UnfitError as error:
         raise InputError(f"{path} {error}") from error
 
 
@@ -113,14 +121,14 @@ def write_embedding(embedding: Embedding, path: str | Path) -> Path:
     path = Path(path)
     try:
         if embedding.cohort and not _DIGEST.fullmatch(embedding.cohort):
-            raise _UnfitError("names a cohort otherwise than by its digest. Give its SHA-256.")
+            raise UnfitError("names a cohort otherwise than by its digest. Give its SHA-256.")
         if embedding.token in _RESERVED:
-            raise _UnfitError("has a name that stands for something else in such files. Choose another token.")
+            raise UnfitError("has a name that stands for something else in such files. Choose another token.")
         if not 0 <= embedding.steps < 2**31:
-            raise _UnfitError(f"was learned in {embedding.steps} steps, which no file can hold. Correct them.")
+            raise UnfitError(f"was learned in {embedding.steps} steps, which no file can hold. Correct them.")
         shared = _embedding(embedding.token, embedding.vectors, _Origin.of(embedding))
-    except _UnfitError as error:
-        raise SettingsError(f"the embedding {_clean(embedding.token)} {error}") from error
+    except UnfitError as error:
+        raise SettingsError(f"the embedding {clean(embedding.token)} {error}") from error
     if path.suffix == ".safetensors":
         data = _safetensors_bytes(shared)
     elif path.suffix == ".pt":
@@ -171,10 +179,6 @@ def _short(digest: str) -> str:
     return digest[: len("sha256:") + 12]
 
 
-class _UnfitError(Exception):
-    """Why a file is not read: what follows its name in the message."""
-
-
 @dataclass(frozen=True)
 class _Origin:
     """Where an embedding is from, as a file says it: any values at all."""
@@ -194,15 +198,15 @@ class _Origin:
 def _embedding(token: Any, vectors: npt.NDArray[Any], origin: _Origin) -> Embedding:
     """Check what a file said, and what will be written."""
     if not isinstance(token, str) or not token.isprintable() or not 0 < len(token) <= MOST_LETTERS:
-        raise _UnfitError("has a name that cannot be shown. Give it a printable one of at most 200 letters.")
+        raise UnfitError("has a name that cannot be shown. Give it a printable one of at most 200 letters.")
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused below
         values = np.atleast_2d(np.array(vectors, dtype=np.float32, order="C"))
     _check_shape(values.shape)
     if not np.isfinite(values).all():
-        raise _UnfitError("holds numbers that are not finite: it is of no use. Learn it anew.")
+        raise UnfitError("holds numbers that are not finite: it is of no use. Learn it anew.")
     steps = origin.steps if type(origin.steps) is int and 0 <= origin.steps < 2**31 else 0
     cohort = origin.cohort if isinstance(origin.cohort, str) and _DIGEST.fullmatch(origin.cohort) else ""
-    return Embedding(token, values, _clean(origin.base), _clean(origin.base_name), steps, cohort)
+    return Embedding(token, values, clean(origin.base), clean(origin.base_name), steps, cohort)
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
@@ -210,12 +214,7 @@ def _check_shape(shape: tuple[int, ...]) -> None:
     small = 0 < count <= MOST_VECTORS and 0 < dimension <= MOST_DIMENSION and count * dimension <= MOST_VALUES
     if len(shape) not in (1, 2) or not small:
         shown = " × ".join(f"{side:,}" for side in shape[:4]) or "a single number"
-        raise _UnfitError(f"holds a tensor of {shown}, not a few vectors. Give a textual inversion file.")
-
-
-def _clean(text: Any) -> str:
-    """A name from elsewhere, safe to print: one line of printable letters, "" for what is no text."""
-    return "".join(letter for letter in text[:MOST_LETTERS] if letter.isprintable()) if isinstance(text, str) else ""
+        raise UnfitError(f"holds a tensor of {shown}, not a few vectors. Give a textual inversion file.")
 
 
 def _bracketed(name: Any, stem: str) -> str:
@@ -238,8 +237,8 @@ def _read(data: bytes, stem: str) -> Embedding:
     if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8:
         return _read_safetensors(data, stem)
     if data.startswith(_PICKLE):
-        raise _UnfitError(f"is a bare pickle, as torch wrote before version 1.6 (2020): refused. {_SAFE}")
-    raise _UnfitError("is neither a safetensors file nor a torch archive. Give a textual inversion file.")
+        raise UnfitError(f"is a bare pickle, as torch wrote before version 1.6 (2020): refused. {SAFE}")
+    raise UnfitError("is neither a safetensors file nor a torch archive. Give a textual inversion file.")
 
 
 # Safetensors: eight bytes (length of the header), a JSON header, numbers.
@@ -250,10 +249,10 @@ def _read_safetensors(data: bytes, stem: str) -> Embedding:
         tensors = deserialize(data)  # type: ignore[no-untyped-call]
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (SafetensorError, ValueError) as error:
-        raise _UnfitError(f"is a damaged safetensors file ({_clean(str(error))}). Fetch it again.") from error
+        raise UnfitError(f"is a damaged safetensors file ({clean(str(error))}). Fetch it again.") from error
     name, tensor = _only(dict(tensors))
-    if tensor["dtype"] not in _ITEM_BYTES:
-        raise _UnfitError(f"holds numbers of kind {tensor['dtype']}. Ask for float32.")
+    if tensor["dtype"] not in _KINDS:
+        raise UnfitError(f"holds numbers of kind {tensor['dtype']}. Ask for float32.")
     shape = tuple(tensor["shape"])
     _check_shape(shape)
     values = _numbers(bytes(tensor["data"]), tensor["dtype"]).reshape(shape)
@@ -275,9 +274,9 @@ def _whole(text: str | None) -> int | None:
 def _only(tensors: Mapping[Any, Any]) -> tuple[Any, Any]:
     """The one entry of a dict."""
     if {"clip_l", "clip_g"} & set(tensors):
-        raise _UnfitError("is for Stable Diffusion XL (two text encoders). Give one for Stable Diffusion 1.x or 2.x.")
+        raise UnfitError("is for Stable Diffusion XL (two text encoders). Give one for Stable Diffusion 1.x or 2.x.")
     if len(tensors) != 1:
-        raise _UnfitError(f"holds {len(tensors):,} tensors, not the one of an embedding. Give one file a token.")
+        raise UnfitError(f"holds {len(tensors):,} tensors, not the one of an embedding. Give one file a token.")
     (entry,) = tensors.items()
     return entry
 
@@ -296,72 +295,25 @@ def _safetensors_bytes(embedding: Embedding) -> bytes:
     return struct.pack("<Q", len(header)) + header + numbers
 
 
-# Torch archives. What a pickle may build beyond plain values: marks for the names it knows, and tensors.
+# Torch archives.
 
-_STORAGES = {
-    "torch FloatStorage": "F32",
-    "torch HalfStorage": "F16",
-    "torch BFloat16Storage": "BF16",
-    "torch DoubleStorage": "F64",
-}
-_TENSOR = "torch._utils _rebuild_tensor_v2"
-_PARAMETER = "torch._utils _rebuild_parameter"
-_ORDERED = "collections OrderedDict"
-_MODULES = ("torch.nn.modules.container ParameterDict",)
-_SETS = ("__builtin__ set", "builtins set")  # a ParameterDict's state holds an empty one
-_NAMES = {*_STORAGES, _TENSOR, _PARAMETER, _ORDERED, *_MODULES, *_SETS}
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """A name that stands in the pickle; nothing is imported for it."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class _Storage:
-    """Bare numbers in the archive: ``data/key``."""
-
-    key: str
-    kind: str
-    count: int
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """A view of a storage, all of it inside (offset, shape and stride count numbers, not bytes)."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclass
-class _Module:
-    """A ParameterDict: its state is a plain dict, the tensors below ``_parameters``."""
-
-    state: dict[Any, Any] = field(default_factory=dict)
+_LIMITS = Limits("an embedding", MOST_VALUES, MOST_PICKLE, MOST_MEMBERS, check_shape=_check_shape)
 
 
 def _read_archive(data: bytes, stem: str) -> Embedding:
-    members = _members(data)
-    if "data.pkl" not in members:
-        raise _UnfitError("is an archive without data.pkl: torch did not write it. Give a textual inversion file.")
-    if members.get("byteorder", b"little") != b"little":
-        raise _UnfitError(f"was written on a big-endian machine: not read. {_SAFE}")
-    document = _interpret(members["data.pkl"])
+    stream = io.BytesIO(data)
+    members = {name: read_span(stream, span) for name, span in find_members(stream, len(data), _LIMITS).items()}
+    document = interpret(members["data.pkl"], _LIMITS)
     if not isinstance(document, dict) or not document:
-        raise _UnfitError("holds no embedding. Give a textual inversion file.")
+        raise UnfitError("holds no embedding. Give a textual inversion file.")
     if "string_to_param" not in document:
         token, tensor = _only(document)
         return _embedding(token, _fill(tensor, members), _Origin())
     parameters = document["string_to_param"]
-    if isinstance(parameters, _Module):
+    if isinstance(parameters, Module):
         parameters = parameters.state.get("_parameters")
     if not isinstance(parameters, dict):
-        raise _UnfitError("holds no embedding. Give a textual inversion file.")
+        raise UnfitError("holds no embedding. Give a textual inversion file.")
     origin = _Origin(
         base=document.get("sd_checkpoint"),
         base_name=document.get("sd_checkpoint_name"),
@@ -372,204 +324,20 @@ def _read_archive(data: bytes, stem: str) -> Embedding:
     return _embedding(_bracketed(document.get("name"), stem), _fill(tensor, members), origin)
 
 
-def _members(data: bytes) -> dict[str, bytes]:
-    """Files in an archive, named without the folder they share. Nothing is unpacked onto the disk."""
-    if data.count(_ENTRY) > MOST_MEMBERS:  # before the directory is read: each entry takes memory
-        raise _UnfitError(f"is an archive of too many files: refused. {_SAFE}")
-    members: dict[str, bytes] = {}
-    total = 0
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            for entry in archive.infolist():
-                root, _, name = entry.filename.partition("/")
-                plain = entry.filename.isprintable() and not {".", ".."} & set(entry.filename.split("/"))
-                if not root or not name or not plain or "\\" in name or name in members:
-                    raise _UnfitError(f"is an archive with a file in an odd place: refused. {_SAFE}")
-                if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-                    raise _UnfitError(f"is a compressed archive, which torch never writes: refused. {_SAFE}")
-                total += entry.file_size  # more than the file has: its entries overlap
-                if total > len(data) or (name == "data.pkl" and entry.file_size > MOST_PICKLE):
-                    raise _UnfitError(f"holds more than an embedding needs ({_clean(name)}): refused. {_SAFE}")
-                if name in ("data.pkl", "byteorder") or name.startswith("data/"):
-                    members[name] = archive.read(entry)
-    # What zipfile raises at damaged archives.
-    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OSError, LookupError, struct.error) as error:
-        raise _UnfitError(f"is a damaged archive ({_clean(str(error))}). {_AGAIN}") from error
-    return members
-
-
 def _fill(tensor: Any, members: Mapping[str, bytes]) -> npt.NDArray[Any]:
     """The numbers of a tensor."""
-    if not isinstance(tensor, _Tensor):
-        raise _UnfitError("holds no embedding. Give a textual inversion file.")
+    if not isinstance(tensor, TensorView):
+        raise UnfitError("holds no embedding. Give a textual inversion file.")
     storage = tensor.storage
     data = members.get(f"data/{storage.key}")
-    if data is None or len(data) != storage.count * _ITEM_BYTES[storage.kind]:
-        raise _UnfitError(f"is damaged: its numbers are not what it says. {_AGAIN}")
+    if data is None or len(data) != storage.count * ITEM_BYTES[storage.kind]:
+        raise UnfitError(f"is damaged: its numbers are not what it says. {AGAIN}")
     _check_shape(tensor.shape)
     index = np.asarray(tensor.offset)
     for size, step in zip(tensor.shape, tensor.stride, strict=True):
         index = index[..., None] + np.arange(size) * step
     values: npt.NDArray[Any] = _numbers(data, storage.kind)[index]
     return values
-
-
-def _interpret(pickled: bytes) -> Any:
-    """What a pickle of protocol 2 describes, in plain values, `_Mark`, `_Tensor` and `_Module`.
-
-    Knows the instructions that torch's files of tensors consist of, and no others. Time and memory grow with the
-    number of instructions only: nothing is called, nested or copied twice.
-    """
-    machine = _Machine()
-    try:
-        for opcode, argument, _ in pickletools.genops(pickled):
-            if opcode.name == "STOP":
-                break
-            machine.step(opcode.name, argument)
-        (document,) = machine.stack
-    # What an instruction finds if those before it were not what a pickler writes; pickletools warns of odd escapes.
-    except (LookupError, ValueError, TypeError, AttributeError, OverflowError, struct.error, Warning) as error:
-        raise _UnfitError(f"is damaged: its pickle makes no sense. {_AGAIN}") from error
-    return document
-
-
-class _Machine:
-    """The stack of a pickle, its marks (as heights of the stack) and its memo."""
-
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-
-    def step(self, name: str, argument: Any) -> None:
-        """One instruction, by its name in `pickletools`."""
-        if name in _PLAIN:
-            self.stack.append(argument)
-        elif name in _FRESH:
-            self.stack.append(_FRESH[name]())
-        elif name in _TUPLES:
-            self.stack.append(self._take(_TUPLES[name]))
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = self.stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            self.stack.append(self.memo[argument])
-        elif name == "GLOBAL":
-            if argument not in _NAMES:
-                raise _UnfitError(f"carries code ({_clean(argument).replace(' ', '.')}): refused. {_SAFE}")
-            self.stack.append(_Mark(argument))
-        elif name == "PROTO":
-            if argument != 2:
-                raise _UnfitError(f"holds a pickle of protocol {argument}, not 2: refused. {_SAFE}")
-        elif name in _STEPS:
-            _STEPS[name](self)
-        else:
-            raise _UnfitError(f"may carry code (pickle instruction {name}): refused. {_SAFE}")
-
-    def _take(self, count: int) -> tuple[Any, ...]:
-        """The topmost values, taken off."""
-        if len(self.stack) < count:
-            raise IndexError
-        taken = tuple(self.stack[len(self.stack) - count :])
-        del self.stack[len(self.stack) - count :]
-        return taken
-
-    def _take_marked(self) -> tuple[Any, ...]:
-        return self._take(len(self.stack) - self.marks.pop())
-
-    def mark(self) -> None:
-        self.marks.append(len(self.stack))
-
-    def tuple_of_marked(self) -> None:
-        self.stack.append(self._take_marked())
-
-    def set_item(self) -> None:
-        self._fill_dict(self._take(2))
-
-    def set_items(self) -> None:
-        self._fill_dict(self._take_marked())
-
-    def _fill_dict(self, pairs: tuple[Any, ...]) -> None:
-        keys = pairs[::2]
-        if type(self.stack[-1]) is not dict or any(type(key) is not str for key in keys):
-            raise TypeError
-        self.stack[-1].update(zip(keys, pairs[1::2], strict=True))
-
-    def build(self) -> None:
-        """Give the state of an object: only a ParameterDict has one here."""
-        (state,) = self._take(1)
-        if not isinstance(self.stack[-1], _Module) or type(state) is not dict:
-            raise _UnfitError(f"may carry code (pickle instruction BUILD): refused. {_SAFE}")
-        self.stack[-1].state = state
-
-    def make(self) -> None:
-        """An object of a class, without a call (NEWOBJ)."""
-        made, given = self._take(2)
-        if made not in [_Mark(name) for name in _MODULES] or given != ():
-            raise TypeError
-        self.stack.append(_Module())
-
-    def storage(self) -> None:
-        """A persistent id: where bare numbers lie."""
-        (given,) = self._take(1)
-        word, mark, key, _, count = given
-        if word != "storage" or not isinstance(mark, _Mark) or not isinstance(key, str) or type(count) is not int:
-            raise TypeError
-        if not 0 < count <= MOST_VALUES:
-            raise _UnfitError(f"holds {count:,} numbers, more than any embedding: refused. {_SAFE}")
-        self.stack.append(_Storage(key, _STORAGES[mark.name], count))
-
-    def reduce(self) -> None:
-        """A call in other pickles; here a known form of what torch writes, or the end."""
-        called, given = self._take(2)
-        if not isinstance(called, _Mark) or type(given) is not tuple:
-            raise TypeError
-        if called.name == _TENSOR:
-            self.stack.append(_tensor(*given))
-        elif called.name == _PARAMETER and isinstance(given[0], _Tensor):
-            self.stack.append(given[0])
-        elif called.name == _ORDERED and given == ():
-            self.stack.append({})
-        elif called.name in _SETS and given == ([],):
-            self.stack.append(None)
-        else:
-            raise TypeError
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, _: Any, hooks: Any, about: Any = None) -> _Tensor:
-    """The arguments of torch's ``_rebuild_tensor_v2``: all numbers of the view must lie in the storage."""
-    numbers = (offset, *shape, *stride)
-    if not isinstance(storage, _Storage) or type(shape) is not tuple or type(stride) is not tuple or hooks or about:
-        raise TypeError
-    if any(type(number) is not int or number < 0 for number in numbers) or len(shape) != len(stride):
-        raise TypeError
-    _check_shape(shape)
-    stride = tuple(step if size > 1 else 0 for size, step in zip(shape, stride, strict=True))  # unused, so any number
-    last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    if last >= storage.count:
-        raise _UnfitError(f"is damaged: a tensor reaches beyond its numbers. {_AGAIN}")
-    return _Tensor(storage, offset, shape, stride)
-
-
-_PLAIN = ("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
-_FRESH: Mapping[str, Callable[[], Any]] = {
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_STEPS: Mapping[str, Callable[[_Machine], None]] = {
-    "MARK": _Machine.mark,
-    "TUPLE": _Machine.tuple_of_marked,
-    "SETITEM": _Machine.set_item,
-    "SETITEMS": _Machine.set_items,
-    "BUILD": _Machine.build,
-    "NEWOBJ": _Machine.make,
-    "BINPERSID": _Machine.storage,
-    "REDUCE": _Machine.reduce,
-}
 
 
 # Writing a torch archive: the same instructions, one after another.
@@ -594,7 +362,7 @@ def _archive_bytes(embedding: Embedding) -> bytes:
 
 
 def _pickle(embedding: Embedding) -> bytes:
-    """``data.pkl`` of AUTOMATIC1111's layout, protocol 2: `_interpret` and the formal list in `pickletools` read it."""
+    """``data.pkl`` of AUTOMATIC1111's layout, protocol 2: `interpret` and the formal list in `pickletools` read it."""
     count, dimension = embedding.vectors.shape
     name = embedding.token
     entries = {
