@@ -21,41 +21,51 @@ _HOMES = {
     "DiffusionSettings": "unalike.generators.diffusion.settings",
     "DrawSettings": "unalike.generators.settings",
     "Estimate": "unalike.records",
+    "ExplainSettings": "unalike.explain.settings",
+    "FidelityResult": "unalike.fidelity.result",
+    "FidelitySettings": "unalike.fidelity.settings",
     "GaussianSettings": "unalike.generators.controls.gaussian",
     "GuardSettings": "unalike.runs.settings",
     "ImageFolder": "unalike.cohort.store",
     "InputError": "unalike.errors",
     "InversionSettings": "unalike.generators.inversion.settings",
-    "MemorizerSettings": "unalike.generators.controls.memorizer",
     "MembershipSettings": "unalike.audit.membership_settings",
+    "MemorizerSettings": "unalike.generators.controls.memorizer",
     "PhantomSettings": "unalike.cohort.phantom",
     "PrepareSettings": "unalike.cohort.settings",
     "StyleganSettings": "unalike.generators.stylegan.settings",
     "UnalikeError": "unalike.errors",
+    "UtilitySettings": "unalike.utility.settings",
     "WatchSettings": "unalike.runs.settings",
     "adopt_model": "unalike.runs.adopt",
     "audit_membership": "unalike.audit.membership",
     "audit_samples": "unalike.audit.run",
     "compare_steps": "unalike.study.steps",
     "correlate": "unalike.similarity.correlation",
+    "draw_evidence": "unalike.explain.evidence",
     "draw_samples": "unalike.runs.sample",
+    "drop_subject": "unalike.cohort.removal",
+    "explain_predictions": "unalike.explain.run",
+    "find_leaks": "unalike.cohort.compare",
     "find_matches": "unalike.similarity.correlation",
     "inspect_folder": "unalike.report.inspect",
+    "list_recipes": "unalike.cohort.recipes",
+    "load_classifier": "unalike.utility.models",
     "load_generator": "unalike.generators.stylegan.model",
     "make_film": "unalike.runs.latent",
     "make_mix": "unalike.runs.latent",
     "make_phantom": "unalike.cohort.phantom",
+    "measure_utility": "unalike.utility.run",
     "open_images": "unalike.cohort.store",
-    "drop_subject": "unalike.cohort.removal",
-    "find_leaks": "unalike.cohort.compare",
-    "list_recipes": "unalike.cohort.recipes",
     "open_loss_model": "unalike.generators.losses",
+    "prepare_cohort": "unalike.cohort.build",
     "project_folder": "unalike.runs.latent",
     "read_embedding": "unalike.generators.inversion.embedding",
-    "prepare_cohort": "unalike.cohort.build",
+    "read_fidelity": "unalike.fidelity.result",
     "recipe_settings": "unalike.cohort.recipes",
     "reject_copies": "unalike.audit.index",
     "run_demo": "unalike.study.demo",
+    "score_fidelity": "unalike.fidelity.score",
     "sweep_generator": "unalike.study.sweep",
     "train_generator": "unalike.runs.train",
     "write_report": "unalike.report",
@@ -83,6 +93,13 @@ if TYPE_CHECKING:
     from unalike.cohort.store import open_images as open_images
     from unalike.errors import InputError as InputError
     from unalike.errors import UnalikeError as UnalikeError
+    from unalike.explain.evidence import draw_evidence as draw_evidence
+    from unalike.explain.run import explain_predictions as explain_predictions
+    from unalike.explain.settings import ExplainSettings as ExplainSettings
+    from unalike.fidelity.result import FidelityResult as FidelityResult
+    from unalike.fidelity.result import read_fidelity as read_fidelity
+    from unalike.fidelity.score import score_fidelity as score_fidelity
+    from unalike.fidelity.settings import FidelitySettings as FidelitySettings
     from unalike.generators.controls.gaussian import GaussianSettings as GaussianSettings
     from unalike.generators.controls.memorizer import MemorizerSettings as MemorizerSettings
     from unalike.generators.diffusion.settings import DiffusionSettings as DiffusionSettings
@@ -109,6 +126,9 @@ if TYPE_CHECKING:
     from unalike.study.settings import DemoSettings as DemoSettings
     from unalike.study.steps import compare_steps as compare_steps
     from unalike.study.sweep import sweep_generator as sweep_generator
+    from unalike.utility.models import load_classifier as load_classifier
+    from unalike.utility.run import measure_utility as measure_utility
+    from unalike.utility.settings import UtilitySettings as UtilitySettings
 
 
 prepare_import()

@@ -58,6 +58,10 @@ def inspect_folder(folder: str | Path, *, pictures: str | Path | None = None) ->
         facts |= _describe_images(open_images(folder, kind=kind), Path(pictures) if pictures else folder)
     elif kind == "audit":
         facts |= _describe_audit(header)
+    elif kind in {"fidelity", "utility", "explain"}:
+        # Tables have their own files, and a page.
+        wanted = ("name", "audit", "task", "features", "counts", "images", "classes", "flagged", "warnings", "notes")
+        facts |= {name: header.content[name] for name in wanted if header.content.get(name) not in (None, [], {})}
     else:
         facts |= {name: value for name, value in header.content.items() if value not in (None, [], {})}
     facts["settings"] = {name: value for name, value in header.settings.items() if value not in (None, [], "")}
