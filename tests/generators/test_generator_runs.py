@@ -18,7 +18,7 @@ from unalike.cohort.store import open_images
 from unalike.errors import FolderError, SettingsError
 from unalike.generators.controls.gaussian import GaussianSettings
 from unalike.generators.controls.memorizer import MemorizerSampler
-from unalike.generators.data import PixelScale, nearest_level
+from unalike.generators.data import PixelScale, nearest_level, settle_seams
 from unalike.generators.diffusion.settings import DiffusionSettings, SampleSettings
 from unalike.generators.settings import resolve_settings
 from unalike.runs import sample as runs
@@ -184,3 +184,22 @@ def test_a_damaged_part_is_drawn_again(
     part.write_bytes(part.read_bytes()[:50])
     pieces = open_images(draw_samples(out=tmp_path / "pieces", **order), kind="samples")
     assert pieces.header.content["images_digest"] == whole.header.content["images_digest"]
+
+
+def test_a_soft_edge_between_two_classes_draws_no_third() -> None:
+    levels = np.array([0, 127, 254])
+    thin = np.tile(np.array([0, 0, 0, 100.0, 254, 254, 254]), (2, 7, 1))
+    assert (nearest_level(thin, levels) == 127).any()
+    assert np.unique(settle_seams(nearest_level(thin, levels), thin)).tolist() == [0, 254]
+    assert (settle_seams(nearest_level(thin, levels), thin)[:, :, 3] == 0).all()  # 100 is nearer to 0
+
+
+def test_a_class_that_is_there_stays() -> None:
+    levels = np.array([0, 127, 254])
+    masks = np.zeros((3, 9, 9))
+    masks[0, :, 3:5], masks[0, :, 5:] = 127, 254  # two pixels wide between the others
+    masks[1, 4, 4] = 127  # a pixel of its own: nothing higher beside it
+    masks[2, :, 4:] = 254
+    assert np.array_equal(settle_seams(nearest_level(masks, levels), masks), masks)
+    for mask in masks:  # and each by itself
+        assert np.array_equal(settle_seams(nearest_level(mask[None], levels), mask[None])[0], mask)

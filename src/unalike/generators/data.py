@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 
 from unalike.cohort.split import select_train_rows
 from unalike.cohort.store import ImageFolder, iterate_blocks
@@ -101,13 +102,37 @@ class PixelScale:
     def from_grey(self, values: npt.NDArray[np.floating[Any]]) -> Pixels:
         """Pixels (n, C, H, W) from grey levels, clipped to [0, ``highest``] and rounded.
 
-        A mask is rounded to the nearest of its levels in training.
+        A mask is rounded to the nearest of its levels in training, and seams between two of them are settled
+        (`settle_seams`).
         """
         pixels: Pixels = np.rint(np.clip(values, 0, self.highest)).astype(self.dtype)
         for channel, levels in self.levels.items():
             index = self.channels.index(channel)
-            pixels[:, index] = nearest_level(values[:, index], np.asarray(levels)).astype(self.dtype)
+            found = nearest_level(values[:, index], np.asarray(levels))
+            pixels[:, index] = settle_seams(found, values[:, index]).astype(self.dtype)
         return pixels
+
+
+def settle_seams(labels: npt.NDArray[Any], values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[Any]:
+    """Masks (n, H, W) without the thin seams that rounding leaves where a low class meets a high one.
+
+    ``values`` (n, H, W) are what the masks were rounded from. A soft edge from one class to another passes through all
+    classes between them, which draws them as a line where they are not. So a pixel of a class between those of its
+    eight neighbours goes to the lowest or the highest of these, whichever is nearer, if its class is less than two
+    pixels wide there. Of real hippocampus masks at 32 × 32 that is 4 % of the pixels of the class between, of samples
+    33 %.
+    """
+    settled = labels.copy()
+    for label in np.unique(labels)[1:-1]:
+        here = labels == label
+        wide = scipy.ndimage.binary_opening(here, np.ones((1, 2, 2)))
+        low, high = (
+            extreme(labels, size=(1, 3, 3), mode="nearest")
+            for extreme in (scipy.ndimage.minimum_filter, scipy.ndimage.maximum_filter)
+        )
+        seam = here & ~wide & (low < label) & (label < high) & (values != label)  # what is exact was not rounded
+        settled = np.where(seam, np.where(values - low <= high - values, low, high), settled)
+    return settled
 
 
 def nearest_level(values: npt.NDArray[np.floating[Any]], levels: npt.NDArray[Any]) -> npt.NDArray[Any]:
