@@ -44,12 +44,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import numpy as np
+
 # No torch up here: what computes distances without it has no need of its memory.
 import diffusion  # benchmarks/diffusion.py; its clock is everybody's
-import numpy as np
-from diffusion import name_device, now, ratios, spread, take_turns
-
 import unalike  # noqa: F401 - loads nothing, but makes torchvision importable
+from diffusion import name_device, now, ratios, spread, take_turns
 
 if TYPE_CHECKING:
     import torch
@@ -607,7 +607,7 @@ def report_distance(section: str, found: dict[str, list[dict[str, Any]]], count:
 
 
 def disagreement(section: str, found: dict[str, list[dict[str, Any]]]) -> float:
-    """The largest difference from our values, as a share of them but for precision and recall; ends the run if large."""
+    """The largest difference from our values, relative but for precision and recall; ends the run if it is large."""
     ours = np.array(next(iter(found.values()))[0]["values"])
     scale = 1.0 if section == "manifold" else np.abs(ours)
     most = max(float((np.abs(np.array(run["values"]) - ours) / scale).max()) for runs in found.values() for run in runs)
