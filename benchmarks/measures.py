@@ -1,13 +1,13 @@
 """Fidelity, utility and explanation, each beside the plain library, side by side in one run.
 
-    python benchmarks/measures.py           # half an hour on two cores; nothing else should run
+    python benchmarks/measures.py           # about 40 minutes on two cores; nothing else should run
     python benchmarks/measures.py --quick   # everything at a tenth of the size: a look, its ratios say little
     python benchmarks/measures.py --gpu     # the networks on a graphics card
     OMP_NUM_THREADS=1 python benchmarks/measures.py --processor-time   # beside other work: ratios can be trusted more
 
 Contenders take turns; medians of the turns are shown with the least and the most, and ratios are taken within each
 turn. Weights are random, the architectures are the real ones. What libraries say is compared, and the run ends where
-it differs: features by 1e-4 of the largest, distances by 1e-6 of themselves, precision and recall by 0.002 (they
+it differs: features by 1e-4 of the largest, distances by 1e-6 of their value, precision and recall by 0.002 (they
 compute in float32).
 
 * features: `embed_cached` without a cache, from a cohort on disk (1×256×256), against the network of torch-fidelity or
@@ -20,7 +20,7 @@ compute in float32).
   one. Waiting for data is the time from the end of an update until the next batch is about to enter the network:
   images are picked, brought to the device, resized and changed. On a graphics card both moments are events in its own
   queue, read when all is done: what was prepared while it still worked is no waiting.
-* LIME: `explain_by_lime`, 50 superpixels and 300 pictures, against captum's Lime on an image that lies prepared, and
+* LIME: `explain_by_lime`, 50 superpixels and 300 pictures, against captum's Lime with superpixels found before, and
   against the network alone on as many pictures.
 
 Distances are NumPy's and worked out by the processor, with ``--gpu`` too.
@@ -38,8 +38,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -61,8 +63,6 @@ if TYPE_CHECKING:
     from unalike.utility.classifier import Classifier
     from unalike.utility.training import Frame, Labelled
 
-Contender = Callable[[], float]
-
 SIDE = 256  # pixels of the images that features are made of
 LIBRARY_BATCH = 64  # torch-fidelity's own
 FEATURES = {"own": 2560, "inception": 256, "resnet50": 256}  # images of each
@@ -75,7 +75,7 @@ AGREEMENT = {"frechet": 1e-6, "kernel": 1e-6, "manifold": 2e-3}  # relative, but
 TABLES = 8  # of n × n float64 numbers, as many as a library may hold at once
 
 BATCH = 32
-WARM_UP = 2  # updates
+WARM_UP = 1  # updates
 STORED = {64: 64, 224: SIDE}  # side that the network takes: side of the stored images
 UPDATES = {64: 40, 224: 10}
 IMAGES = 8 * BATCH
@@ -123,18 +123,25 @@ def measure_features(*, kind: str, count: int, turns: int, device: str) -> dict[
     with made_cohort(images) as folder:
         features, others = opener(folder, images, place)
         rows = np.arange(count)
-        plain = others["library"]
-        embed_cached(features, folder, rows[:LIBRARY_BATCH], None)  # kernels are picked once
-        agree(embed_cached(features, folder, rows, None), plain(), kind)
-        works = {"unalike": lambda: embed_cached(features, folder, rows, None), **others}
-        contenders = {name: lambda work=work: timed(work, place) / count for name, work in works.items()}
-        return {"turns": take_turns(contenders, turns), "device": name_device(place)}
+        agree(embed_cached(features, folder, rows, None), others["library"](), kind)  # and kernels are picked once
+        works: Works = {"unalike": lambda: embed_cached(features, folder, rows, None), **others}
+        return {"turns": take_works(works, place, count, turns), "device": name_device(place)}
 
 
-def timed(work: Callable[[], object], place: torch.device) -> float:
-    began = now(place)
-    work()
-    return now(place) - began
+def take_works(
+    works: dict[str, Callable[[], object]], place: torch.device, count: int, turns: int
+) -> dict[str, list[float]]:
+    """Seconds of one of ``count`` items of each of these works, which take turns."""
+
+    def timed(work: Callable[[], object]) -> float:
+        began = now(place)
+        work()
+        return (now(place) - began) / count
+
+    contenders: dict[str, Callable[[], float]] = {}
+    for name, work in works.items():
+        contenders[name] = partial(timed, work)
+    return take_turns(contenders, turns)
 
 
 def agree(ours: FloatArray, theirs: FloatArray, kind: str) -> None:
@@ -162,7 +169,7 @@ def open_own(folder: ImageFolder, images: Pixels, place: torch.device) -> tuple[
 
     @torch.no_grad()
     def plain() -> FloatArray:
-        found = [(encoder(part.to(place)) - encoder.centre).cpu() for part in small.split(AT_ONCE)]
+        found = [(encoder(part.to(place)) - encoder.centre).cpu() for part in small.split(AT_ONCE)]  # type: ignore[no-untyped-call]
         return torch.cat(found).numpy().astype(np.float64)
 
     features = CohortFeatures(AutoencoderFeatures(space), folder.size)
@@ -218,7 +225,7 @@ def embed_plainly(ask: Callable[[torch.Tensor], torch.Tensor], ready: torch.Tens
     import torch
 
     with torch.no_grad():
-        found = torch.cat([ask(part.to(place)).cpu() for part in ready.split(LIBRARY_BATCH)])
+        found = torch.cat([ask(part.to(place)).cpu() for part in ready.split(LIBRARY_BATCH)])  # type: ignore[no-untyped-call]
     return np.asarray(found.double().numpy())
 
 
@@ -460,8 +467,8 @@ def time_bare(side: int, *, updates: int, **rest: Any) -> list[float]:
 
     classifier, images, _, frame = make_training(side, updates=updates, **rest)
     place, network = frame.device, classifier.network.train()
-    ready = classifier.prepare(images.pixels).split(BATCH)
-    truth = torch.from_numpy(images.truth).to(place).split(BATCH)
+    ready = classifier.prepare(images.pixels).split(BATCH)  # type: ignore[no-untyped-call]
+    truth = torch.from_numpy(images.truth).to(place).split(BATCH)  # type: ignore[no-untyped-call]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     with noted_moments(place) as moments:
         for update in range(WARM_UP + updates):
@@ -469,7 +476,7 @@ def time_bare(side: int, *, updates: int, **rest: Any) -> list[float]:
             with torch.autocast(place.type, torch.bfloat16, enabled=classifier.precision == "bfloat16"):
                 scores = network(ready[update % len(ready)])
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(scores.float(), truth[update % len(ready)]).backward()
+            F.cross_entropy(scores.float(), truth[update % len(ready)]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return moments.results()
 
@@ -483,9 +490,9 @@ def measure_training(*, side: int, updates: int, turns: int, device: str) -> dic
     contenders: dict[str, Callable[[], Any]] = {}
     for form in formats:
         rest: dict[str, Any] = {"precision": form, "updates": updates, "device": device}
-        contenders[f"bare loop, {form}"] = lambda rest=rest: time_bare(side, **rest)
-        contenders[f"unalike, {form}"] = lambda rest=rest: time_tool(side, augment=False, **rest)
-        contenders[f"unalike, {form}, augmented"] = lambda rest=rest: time_tool(side, augment=True, **rest)
+        contenders[f"bare loop, {form}"] = partial(time_bare, side, **rest)
+        contenders[f"unalike, {form}"] = partial(time_tool, side, augment=False, **rest)
+        contenders[f"unalike, {form}, augmented"] = partial(time_tool, side, augment=True, **rest)
     return {"turns": take_turns(contenders, turns), "device": name_device(place)}
 
 
@@ -525,14 +532,14 @@ def measure_lime(*, side: int, count: int, turns: int, pictures: int, device: st
 
     def alone() -> None:
         for _ in range(count):
-            for part in many.split(AT_ONCE):
+            for part in many.split(AT_ONCE):  # type: ignore[no-untyped-call]
                 ask(part)
 
-    works = {"unalike": explain, "captum": captum, "alone": alone}
+    works: Works = {"unalike": explain, "captum": captum, "alone": alone}
     for work in works.values():
         work()  # kernels are picked once
-    contenders = {name: lambda work=work: timed(work, place) / count for name, work in works.items()}
-    return {"turns": take_turns(contenders, turns), "device": name_device(place), "precision": classifier.precision}
+    found = take_works(works, place, count, turns)
+    return {"turns": found, "device": name_device(place), "precision": classifier.precision}
 
 
 def enlarged(prepared: torch.Tensor) -> Iterator[Pixels]:
@@ -555,7 +562,7 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
 def measured(what: str, **options: Any) -> dict[str, Any]:
     """What a measure says in a process of its own."""
     command = [sys.executable, __file__, "--measure", what, "--options", json.dumps(options)]
-    command += ["--processor-time"] if diffusion.clock is diffusion.time.process_time else []
+    command += ["--processor-time"] if diffusion.clock is time.process_time else []
     environment = os.environ | {"UNALIKE_PROGRESS": "off"}
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
@@ -610,7 +617,8 @@ def disagreement(section: str, found: dict[str, list[dict[str, Any]]]) -> float:
     """The largest difference from our values, relative but for precision and recall; ends the run if it is large."""
     ours = np.array(next(iter(found.values()))[0]["values"])
     scale = 1.0 if section == "manifold" else np.abs(ours)
-    most = max(float((np.abs(np.array(run["values"]) - ours) / scale).max()) for runs in found.values() for run in runs)
+    told = np.array([run["values"] for runs in found.values() for run in runs])
+    most = float((np.abs(told - ours) / scale).max())  # NaN if any is
     if not most <= AGREEMENT[section]:
         raise SystemExit(f"{TITLES[section]}: values differ by {most:.1e} from those of the libraries")
     return most
@@ -665,7 +673,7 @@ def main() -> None:
     parser.add_argument("--options", type=json.loads, default={}, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.processor_time:
-        diffusion.clock = diffusion.time.process_time
+        diffusion.clock = time.process_time
     if options.measure:
         print(json.dumps(MEASURES[options.measure](**options.options)))
         return
@@ -691,9 +699,10 @@ def run_section(section: str, *, turns: int, part: int, device: str) -> None:
         work = {"turns": turns, "device": device}
         report_features({kind: measured("features", kind=kind, count=counts[kind], **work) for kind in counts}, counts)
     elif section == "training":
-        for side, updates in UPDATES.items():
-            work = {"side": side, "updates": max(2, updates // part), "turns": turns, "device": device}
-            report_training(side, measured("training", **work), work["updates"])
+        for side, most in UPDATES.items():
+            updates = max(1, most // part)
+            found = measured("training", side=side, updates=updates, turns=turns, device=device)
+            report_training(side, found, updates)
     elif section == "lime":
         for side, count in EXPLAINED.items():
             work = {"side": side, "count": max(1, count // part), "pictures": PICTURES // part, "turns": turns}
@@ -708,7 +717,7 @@ def run_distance(section: str, *, turns: int, count: int, width: int) -> None:
         print(f"\nScaled down to {fitting:,} of {count:,} images: the libraries need more memory than is free.")
     sized: dict[str, Any] = {"section": section, "width": width}
     contenders: dict[str, Callable[[], Any]] = {
-        name: lambda name=name: measured("distance", name=name, count=fitting, **sized) for name in DISTANCES[section]
+        name: partial(measured, "distance", name=name, count=fitting, **sized) for name in DISTANCES[section]
     }
     found: dict[str, list[Any]] = take_turns(contenders, turns)
     report_distance(section, found, fitting, width)

@@ -138,19 +138,8 @@ def begin_folder(out: Path, *, kind: str, settings: Mapping[str, Any], resumable
     """
     wanted = {"kind": kind, "settings": as_json(settings)}
     try:
-        if out.exists() and not out.is_dir():
-            raise FolderError(f"{out} is a file, not a folder. Choose another --out.")
-        # A process that was killed before it had marked the folder leaves no more than these two.
-        begun = {LOCK, f"{UNFINISHED}.partial"}
-        if out.is_dir() and any(entry.name not in begun for entry in out.iterdir()):
-            marker = out / UNFINISHED
-            if not marker.is_file():
-                if kind_of(out) == kind:
-                    raise FolderError(f"{out} exists already, and is finished. Choose another --out or remove it.")
-                raise FolderError(f"{out} exists already and is not empty. Choose another --out or remove it.")
-            found = read_json(marker)
-            if found.get("kind") != kind:
-                raise FolderError(f"{out} is an unfinished {found.get('kind')}. Choose another --out.")
+        found = check_free(out, kind=kind)
+        if found is not None:
             _lock(out)
             if resumable and found == wanted:
                 return True
@@ -166,6 +155,30 @@ def begin_folder(out: Path, *, kind: str, settings: Mapping[str, Any], resumable
     except OSError as error:
         raise FolderError(f"{out} cannot be written ({error.strerror or error}). Choose another --out.") from error
     return False
+
+
+def check_free(out: Path, *, kind: str) -> Mapping[str, Any] | None:
+    """What the marker of an unfinished folder of this kind says, or None where there is nothing yet.
+
+    For work that is long before it can write: a folder that `begin_folder` would refuse is refused now.
+
+    Raises `FolderError` if ``out`` is a file, finished, or belongs to somebody else.
+    """
+    if out.exists() and not out.is_dir():
+        raise FolderError(f"{out} is a file, not a folder. Choose another --out.")
+    # A process that was killed before it had marked the folder leaves no more than these two.
+    begun = {LOCK, f"{UNFINISHED}.partial"}
+    if not out.is_dir() or all(entry.name in begun for entry in out.iterdir()):
+        return None
+    marker = out / UNFINISHED
+    if not marker.is_file():
+        if kind_of(out) == kind:
+            raise FolderError(f"{out} exists already, and is finished. Choose another --out or remove it.")
+        raise FolderError(f"{out} exists already and is not empty. Choose another --out or remove it.")
+    found: Mapping[str, Any] = read_json(marker)
+    if found.get("kind") != kind:
+        raise FolderError(f"{out} is an unfinished {found.get('kind')}. Choose another --out.")
+    return found
 
 
 def finish_folder(

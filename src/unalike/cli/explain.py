@@ -17,7 +17,7 @@ def explain(
     out: Path,
     against: Path | None = None,
     synthetic: Path | None = None,
-    settings: Annotated[ExplainSettings, Parameter(name="*")] = ExplainSettings(),  # noqa: B008 - frozen
+    settings: Annotated[ExplainSettings, Parameter(name="*", consume_multiple=True)] = ExplainSettings(),  # noqa: B008 - frozen
     seed: Seed = 0,
     device: Device = "auto",
     dry_run: DryRun = False,

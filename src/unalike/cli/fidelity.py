@@ -19,7 +19,7 @@ def fidelity(
     against: Path | None = None,
     train: Path | None = None,
     holdout: Path | None = None,
-    settings: Annotated[FidelitySettings, Parameter(name="*")] = FidelitySettings(),  # noqa: B008 - frozen
+    settings: Annotated[FidelitySettings, Parameter(name="*", consume_multiple=True)] = FidelitySettings(),  # noqa: B008 - frozen
     name: str | None = None,
     seed: Seed = 0,
     device: Device = "auto",

@@ -18,7 +18,7 @@ def utility(
     against: Path | None = None,
     train: Path | None = None,
     holdout: Path | None = None,
-    settings: Annotated[UtilitySettings, Parameter(name="*")] = UtilitySettings(),  # noqa: B008 - frozen
+    settings: Annotated[UtilitySettings, Parameter(name="*", consume_multiple=True)] = UtilitySettings(),  # noqa: B008 - frozen
     name: str | None = None,
     seed: Seed = 0,
     device: Device = "auto",

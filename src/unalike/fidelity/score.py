@@ -112,6 +112,7 @@ def score_fidelity(
     if seed < 0:
         raise SettingsError(f"--seed {seed}: give a whole number from 0 on.")
     where = pick_device(device)
+    folders.check_free(out, kind="fidelity")  # features may take minutes
     paths = [Path(path) if path is not None else None for path in (against, train, holdout)]
     with open_roles(
         synthetic=Path(synthetic), against=paths[0], train=paths[1], holdout=paths[2], settings=settings, labels=True
@@ -125,7 +126,8 @@ def score_fidelity(
             fetch=settings.fetch_weights,
             device=where,
         )
-        identity = asdict(settings) | {"inputs": roles.inputs, "seed": seed, "features_digest": features.digest}
+        kept = asdict(settings) | {"weights": Path(settings.weights).name}  # a path may name its user
+        identity = kept | {"inputs": roles.inputs, "seed": seed, "features_digest": features.digest}
         folders.begin_folder(out, kind="fidelity", settings=identity, resumable=True)
         (out / PARTS).mkdir(exist_ok=True)
         sets = _embed_sets(roles, features, None if against is None else cohort.path / folders.INDEX)
@@ -145,7 +147,7 @@ def score_fidelity(
         }
         shutil.rmtree(out / PARTS)
         header = folders.finish_folder(
-            out, kind="fidelity", settings=asdict(settings), seed=seed, inputs=roles.inputs, content=content
+            out, kind="fidelity", settings=kept, seed=seed, inputs=roles.inputs, content=content
         )
     return read_fidelity(header.path.parent)
 

@@ -36,7 +36,8 @@ def find_points(audits: Sequence[Audit], utilities: Sequence[Header]) -> list[Po
     points = []
     for audit in audits:
         for header in utilities:
-            if header.inputs.get("synthetic") != audit.header.inputs.get("synthetic"):
+            samples = audit.header.inputs.get("synthetic")
+            if samples is None or header.inputs.get("synthetic") != samples:
                 continue
             found, real = utility_of(header), utility_of(header, "real")
             if found is not None:

@@ -192,7 +192,7 @@ def _render(
             )
         )
     except (jinja2.UndefinedError, KeyError, TypeError) as error:
-        damaged = ", ".join(str(view.audit.header.path) for view in views)
+        damaged = ", ".join([str(view.audit.header.path) for view in views] + [section.heading for section in sections])
         raise FolderError(f"{damaged} lacks something a report needs ({error}). Run the audit again.") from error
 
 

@@ -56,6 +56,15 @@ class Table:
         kind = self.row_kinds[row] if self.row_kinds else self.columns[column].kind
         return cell if isinstance(cell, str) else write_estimate(cell, kind)
 
+    def parts(self, row: int, column: int) -> tuple[str, str]:
+        """One cell as value and interval, for a page that shows them beneath each other; without one ""."""
+        value, _, interval = self.text(row, column).partition(" (") if self._has_interval(row, column) else ("", "", "")
+        return (value, interval.removesuffix(")")) if interval else (self.text(row, column), "")
+
+    def _has_interval(self, row: int, column: int) -> bool:
+        cell = self.rows[row][column]
+        return not isinstance(cell, str) and not math.isnan(cell.value) and not math.isnan(cell.low)
+
     def lines(self) -> list[list[str]]:
         """All rows in words, without the head."""
         return [[self.text(row, column) for column in range(len(self.columns))] for row in range(len(self.rows))]
@@ -136,9 +145,15 @@ def _write(value: float, kind: Kind) -> str:
         return format_percent(value)
     if kind == "number":
         return format_number(value)
-    # Three digits: a distance has no unit and may be of any size.
-    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return ("0" if value == 0 else text).replace("-", "−")
+    # Three digits: a distance has no unit and may be of any size. Never powers of ten.
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}".replace("-", "−")
+    digits = min(9, max(0, 2 - math.floor(math.log10(abs(value)))))
+    text = f"{value:.{digits}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return text.replace("-", "−") if text.strip("-0.") else "0"
 
 
 def _plain(cell: Cell) -> list[str]:

@@ -293,12 +293,12 @@ def _draw_curve(mixing: Mapping[str, Any]) -> Figure:
 
 
 def _say_segmentation(content: Mapping[str, Any]) -> Iterator[str]:
-    counts = content["counts"]
+    images, subjects = content["counts"]["images"], content["counts"]["subjects"]
     yield (
-        f"Trained on {format_count(counts['synthetic']['images'])} samples with masks, or on the "
-        f"{format_count(counts['train']['images'])} real pairs of {format_count(counts['train']['subjects'])} subjects "
-        f"that the generator saw; tested on {format_count(counts['holdout']['images'])} images of "
-        f"{format_count(counts['holdout']['subjects'])} subjects that neither saw."
+        f"Trained on {format_count(images['synthetic'])} samples with masks, or on the "
+        f"{format_count(images['train'])} real pairs of {format_count(subjects['train'])} subjects "
+        f"that the generator saw; tested on {format_count(images['holdout'])} images of "
+        f"{format_count(subjects['holdout'])} subjects that neither saw."
     )
     for entry in content["differences"]:
         if (entry["source"], entry["minus"]) != ("synthetic", "real"):

@@ -20,7 +20,10 @@ def _defined(value: Any) -> bool:
 
 def format_number(value: float | None, digits: int = 3) -> str:
     """Write a number with a true minus sign, or say that it is undefined."""
-    return f"{value:.{digits}f}".replace("-", "−") if _defined(value) else UNDEFINED
+    if value is None or not math.isfinite(value):
+        return UNDEFINED
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−") if text.strip("-0.") else text.removeprefix("-")
 
 
 def format_percent(value: float | None, digits: int = 1) -> str:

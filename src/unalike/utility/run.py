@@ -46,7 +46,8 @@ def measure_utility(
         synthetic=Path(synthetic), against=paths[0], train=paths[1], holdout=paths[2], settings=settings, labels=True
     ) as roles:
         _check_roles(roles)
-        identity = asdict(settings) | {"inputs": roles.inputs, "seed": seed}
+        kept = asdict(settings) | {"weights": Path(settings.weights).name}  # a path may name its user
+        identity = kept | {"inputs": roles.inputs, "seed": seed}
         folders.begin_folder(out, kind="utility", settings=identity, resumable=True)
         try:
             if settings.task == "classify":
@@ -60,7 +61,7 @@ def measure_utility(
             raise
         content |= {"name": name or Path(synthetic).name, "task": settings.task, "warnings": roles.warnings}
         return folders.finish_folder(
-            out, kind="utility", settings=asdict(settings), seed=seed, inputs=roles.inputs, content=content
+            out, kind="utility", settings=kept, seed=seed, inputs=roles.inputs, content=content
         )
 
 
