@@ -31,6 +31,7 @@ def make_cohort(tmp_path: Path) -> MakeCohort:
         size: tuple[int, int] = (8, 8),
         dtype: Any = np.uint8,
         pixels: np.ndarray | None = None,
+        labels: Sequence[str] = (),
     ) -> Path:
         """Random images; the last ``holdout`` subjects are held out, and their images are all white."""
         out = tmp_path / "cohort"
@@ -51,6 +52,7 @@ def make_cohort(tmp_path: Path) -> MakeCohort:
                     image = pixels[subject * slices + index]
                 role = "holdout" if held else "train"
                 record = {"subject": f"s{subject}", "source": f"f{subject}", "slice": index, "role": role}
+                record |= {"label": labels[subject % len(labels)]} if labels else {}
                 writer.append(image, record)
         content = writer.close()
         folders.finish_folder(out, kind="cohort", settings={}, seed=0, inputs={}, content=content)

@@ -100,6 +100,19 @@ def test_memorizer_without_change_returns_training_images(make_cohort: MakeCohor
     assert header.content["train_images"] == 6
 
 
+@pytest.mark.parametrize(("labels", "shared"), [(("a", "b"), True), (("a", "a", "a", "only one"), False)])
+def test_memorizer_tells_the_class_of_what_it_copies(
+    make_cohort: MakeCohort, tmp_path: Path, labels: tuple[str, ...], shared: bool
+) -> None:
+    cohort = open_images(make_cohort(labels=labels))
+    settings = {"noise": 0, "blend": 0, "shift": 0}
+    run = train_generator(kind="memorizer", cohort=cohort.path, out=tmp_path / "run", settings=settings)
+    drawn = open_images(draw_samples(run=run, out=tmp_path / "samples", count=12), kind="samples")
+    of = dict(zip(cohort.column("digest"), cohort.column("label"), strict=True))
+    # A class that is one patient's alone would name them.
+    assert drawn.column("label").tolist() == [of[digest] if shared else "" for digest in drawn.column("digest")]
+
+
 def test_memorizer_changes_by_the_noise_asked_for(make_cohort: MakeCohort, tmp_path: Path) -> None:
     flat = np.full((12, 1, 32, 32), 128, dtype=np.uint8)
     cohort = make_cohort(pixels=flat, size=(32, 32))

@@ -323,7 +323,7 @@ def _classes(roles: Roles) -> tuple[str, ...]:
 
 _FOR_LABELS = {
     "train": "Prepare the cohort with --labels, or give folders with a folder a class.",
-    "synthetic": "Draw them from a run trained with --conditions label, or give a folder with a folder a class.",
+    "synthetic": "Draw them from a run trained with --condition label, or give a folder with a folder a class.",
     "holdout": "Prepare the cohort with --labels, or give folders with a folder a class.",
 }
 

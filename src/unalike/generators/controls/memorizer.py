@@ -16,7 +16,8 @@ import scipy.ndimage
 from safetensors.numpy import load_file, save_file
 
 from unalike import folders
-from unalike.generators.data import PixelScale, TrainImages
+from unalike.errors import SettingsError
+from unalike.generators.data import PixelScale, TrainImages, refuse_single_patients
 from unalike.generators.settings import DrawSettings, require
 from unalike.records import MASK, Pixels
 from unalike.seeds import generator_for
@@ -54,8 +55,19 @@ def train_memorizer(
     place = out / folders.MODEL
     place.mkdir(exist_ok=True)
     save_file({"images": np.ascontiguousarray(pixels)}, place / IMAGES)
-    folders.write_json(place / DESCRIPTION, {"holds_training_images": True, **asdict(settings)})
+    labels = _labels_of(images)
+    folders.write_json(place / DESCRIPTION, {"holds_training_images": True, "labels": labels, **asdict(settings)})
     return {"parameters": int(pixels.size), "holds_training_images": True}
+
+
+def _labels_of(images: TrainImages) -> list[str]:
+    """Class of each training image; none at all where a class would name a single patient."""
+    labels = images.cohort.column("label")[images.rows].tolist()
+    try:
+        refuse_single_patients(labels, images.cohort.column("subject")[images.rows].tolist())
+    except SettingsError:
+        return []
+    return [str(label) for label in labels] if any(labels) else []
 
 
 @dataclass(frozen=True)
@@ -65,11 +77,11 @@ class MemorizerSampler:
     images: Pixels
     scale: PixelScale
     settings: MemorizerSettings
+    labels: Sequence[str] = ()
 
     def describe(self, seed: int) -> dict[str, Any]:
-        """Nothing is known of a sample but its seed."""
-        del seed
-        return {}
+        """A sample has the class of the image that it shows."""
+        return {"label": self.labels[self.copied(seed)]} if self.labels else {}
 
     def draw(self, seeds: Sequence[int]) -> Pixels:
         """Pixels (len(seeds), C, H, W)."""
@@ -97,5 +109,6 @@ def open_memorizer(run: Path, *, content: Mapping[str, Any], settings: DrawSetti
     del settings, device
     described = folders.read_json(run / folders.MODEL / DESCRIPTION)
     described.pop("holds_training_images")
+    labels = described.pop("labels", [])
     images = load_file(run / folders.MODEL / IMAGES)["images"]
-    return MemorizerSampler(images, PixelScale.from_content(content), MemorizerSettings(**described))
+    return MemorizerSampler(images, PixelScale.from_content(content), MemorizerSettings(**described), labels)
