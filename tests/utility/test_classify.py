@@ -338,7 +338,7 @@ def test_unknown_classes_are_refused_with_what_to_do(tmp_path: Path):
     roles = make_roles()
     folder = roles.synthetic.folder
     nameless = hold(folder.pixels, [""] * 40, folder.column("subject").tolist(), "samples")  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match=r"/samples \(synthetic\): 40 of 40 images have no class.*--conditions label"):
+    with pytest.raises(InputError, match=r"/samples \(synthetic\): 40 of 40 images have no class.*--condition label"):
         run(dataclasses.replace(roles, synthetic=rows_of(nameless, 0, 40)), tmp_path)
 
 
