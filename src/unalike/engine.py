@@ -94,8 +94,8 @@ class _Lines(Progress):
             return
         self.told = now
         rate = self.done / (now - self.began)
-        left = (self.total - self.done) / rate if rate else float("inf")
-        line = f"{self.description}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s, {left:.0f} s left"
+        left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "time left unknown"
+        line = f"{self.description}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s, {left}"
         print(f"{line}  {text}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201
 
 

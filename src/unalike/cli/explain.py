@@ -46,6 +46,8 @@ def explain(
         if path is not None and not path.exists():
             raise FolderError(f"{path} does not exist. Check the path.")
     kind = folders.kind_of(source)
+    if kind is None and (source / folders.UNFINISHED).is_file():
+        folders.read_header(source, kind="utility")  # raises, and says that it is unfinished
     if kind not in {"utility", "audit"}:
         raise FolderError(f"{source} is no finished utility or audit folder. Check the path.")
     if kind == "utility" and against is None:

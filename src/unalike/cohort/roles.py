@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
+import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,24 +88,34 @@ def open_roles(
     if against is not None and (train is not None or holdout is not None):
         raise SettingsError("--train and --holdout stand in for --against: a cohort has its own roles. Drop one.")
     with tempfile.TemporaryDirectory(prefix="unalike-") as scratch:
-        opener = _Opener(Path(scratch), settings, labels)
-        if against is not None:
-            roles = _roles_of_cohort(opener, synthetic, open_images(against))
-        elif train is not None:
-            roles = _roles_of_folders(opener, synthetic, train, holdout)
-        else:
-            raise SettingsError("give --against COHORT, or --train FOLDER (with --holdout FOLDER).")
-        roles = _distrust(roles)
-        _check_fit(roles)
-        yield roles
+        real = [path for path in (train, holdout) if path is not None]
+        opener = _Opener(Path(scratch), settings, labels, real)
+        try:
+            if against is not None:
+                roles = _roles_of_cohort(opener, synthetic, open_images(against))
+            elif train is not None:
+                roles = _roles_of_folders(opener, synthetic, train, holdout)
+            else:
+                raise SettingsError("give --against COHORT, or --train FOLDER (with --holdout FOLDER).")
+            roles = _distrust(roles)
+            _check_fit(roles)
+            yield roles
+        except InputError as error:
+            # What was given is what a message must name, not where it was prepared.
+            named = str(error)
+            for place, given in opener.given.items():
+                named = named.replace(str(place), str(given))
+            if named == str(error):
+                raise
+            raise type(error)(named) from error
 
 
 class _Opener:
     """Opens folders of ours as they are and prepares plain folders of pictures into a scratch cohort."""
 
-    def __init__(self, scratch: Path, settings: PictureSettings, labels: bool) -> None:
-        self.scratch, self.settings, self.labels = scratch, settings, labels
-        self.key = secrets.token_bytes(32)
+    def __init__(self, scratch: Path, settings: PictureSettings, labels: bool, real: Sequence[Path]) -> None:
+        self.scratch, self.settings, self.labels, self.real = scratch, settings, labels, real
+        self.given: dict[Path, Path] = {}
 
     def open(self, path: Path, *, like: ImageFolder | None = None, role: str) -> ImageFolder:
         kind = folders.kind_of(path) if path.is_dir() else None
@@ -131,8 +141,28 @@ class _Opener:
             wanted = replace(wanted, color="gray" if len(like.channels) == 1 else "rgb")
         # One key for all roles lets a shared patient be seen. Without a pattern the file name is no patient,
         # and "001.png" in two folders must not look like one.
-        key = self.key if named else secrets.token_bytes(32)
+        key = _key_of(*self.real) if named else _key_of(path)
+        self.given[self.scratch / role] = path
         return prepare_cohort(source=path, out=self.scratch / role, settings=wanted, key=key)
+
+    def digest(self, folder: ImageFolder) -> str:
+        """What names a folder in the header: of a plain one its images and whose they are, which stay the same."""
+        return str(folder.header.content["content_digest"]) if folder.path in self.given else folder.digest
+
+
+def _key_of(*places: Path) -> bytes:
+    """Key of pseudonyms for plain folders: the same as long as their files are, so that what is drawn stays the same.
+
+    Pseudonyms order the subjects that are resampled. Sizes and times of files are known to who has the files.
+    """
+    hasher = hashlib.sha256()
+    for place in places:
+        for file in sorted(path for path in place.rglob("*") if path.is_file()):
+            about = file.stat()
+            hasher.update(
+                f"{file.relative_to(place)}\0{about.st_size}\0{about.st_mtime_ns}\0{place.resolve()}\n".encode()
+            )
+    return hasher.digest()
 
 
 def _all(folder: ImageFolder) -> ImageSet:
@@ -160,7 +190,7 @@ def _roles_of_cohort(opener: _Opener, synthetic: Path, cohort: ImageFolder) -> R
         train=ImageSet(cohort, train),
         holdout=ImageSet(cohort, holdout),
         warnings=tuple(warnings),
-        inputs={"synthetic": samples.digest, "cohort": cohort.digest},
+        inputs={"synthetic": opener.digest(samples), "cohort": cohort.digest},
         left_out=ImageSet(cohort, np.empty(0, np.int64)),
     )
 
@@ -181,7 +211,7 @@ def _roles_of_folders(opener: _Opener, synthetic: Path, train: Path, holdout: Pa
         )
         if assumed
         else (),
-        inputs={name: folder.digest for name, folder in inputs.items()},
+        inputs={name: opener.digest(folder) for name, folder in inputs.items()},
         left_out=ImageSet(held or seen, np.empty(0, np.int64)),
     )
 

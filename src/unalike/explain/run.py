@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from unalike import folders
@@ -108,7 +108,11 @@ def explain_predictions(
     models = _load_models(utility, settings.network, pick_device(device))
     with _open_sets(synthetic, against, settings) as (sets, inputs, notes):
         _check_fit(sets["holdout"], models, utility)
-        if header.inputs.get("cohort", inputs.get("cohort")) != inputs.get("cohort"):
+        if header.inputs.get("cohort") == inputs.get("cohort"):
+            # Exactly those that were tested: no patient whom the run saw, nobody left out.
+            tested = header.content.get("predictions", {}).get("rows", sets["holdout"].rows)
+            sets["holdout"] = ImageSet(sets["holdout"].folder, np.asarray(tested, dtype=np.int64))
+        else:
             notes.append("These classifiers were not measured on this cohort, or it has changed: the images explained "
                          "may be ones that they were trained on.")  # fmt: skip
         channels = sets["holdout"].folder.channels
@@ -122,7 +126,7 @@ def explain_predictions(
             (out / name).mkdir(exist_ok=True)
         with show_progress("Explaining", total=len(tasks), unit="images") as progress:
             for task in tasks:
-                if not _part(out, task).is_file():
+                if not _is_whole(_part(out, task)):
                     _explain_image(task, job)
                 progress.advance()
         return _finish(job, tasks, inputs, notes)
@@ -202,6 +206,16 @@ def _index_of(label: str, classes: tuple[str, ...]) -> int:
 
 def _part(out: Path, task: _Task) -> Path:
     return out / PARTS / f"{task.number:05d}.safetensors"
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether an image's part is there and can be read; a damaged one is made again."""
+    try:
+        with safe_open(part, framework="np") as stream:
+            json.loads(stream.metadata()["rows"])
+            return all(stream.get_tensor(name) is not None for name in ("segments", "lime", "gradcam"))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _explain_image(task: _Task, job: _Job) -> None:

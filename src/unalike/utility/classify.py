@@ -191,7 +191,9 @@ class _Cells:
             return None
         if identity != self.identity:
             raise FolderError(f"{file} is of other images, settings or another seed. Write to another folder.")
-        if any(list(array.shape) != shapes[key] for key, array in arrays.items()):
+        if any(list(array.shape) != shapes[key] for key, array in arrays.items()) or told.get("keys") != sorted(
+            numbers
+        ):
             return None
         return CellResult(numbers, arrays)
 
@@ -207,6 +209,7 @@ class _Cells:
                 partial.replace(place / f"{name}.{key}.npy")
             shapes = {key: list(array.shape) for key, array in result.probabilities.items()}
             about = {"identity": self.identity, "numbers": result.numbers, "probabilities": shapes}
+            about["keys"] = sorted(result.numbers)  # a file that lost one is damaged
             folders.write_json(place / f"{name}.json", about)
         except OSError as error:
             raise _CannotWriteError(
@@ -336,7 +339,12 @@ def _labelled(images: ImageSet, classes: Sequence[str]) -> Labelled:
 
 def _identity(frame: Frame, sources: Sequence[Source], tested: HeldOut) -> str:
     """Digest of all that decides a cell: images, classes, who belongs to whom, settings, seed. Not the device."""
-    told = {"settings": as_json(frame.settings), "seed": frame.seed, "classes": frame.classes}
+    settings = dict(as_json(frame.settings))
+    if frame.settings.weights:
+        # Not where the files lie but what is in them.
+        files = [find_imagenet(network, frame.settings.weights) for network in frame.settings.chosen_networks]
+        settings["weights"] = [folders.digest_file(file) for file in files]
+    told = {"settings": settings, "seed": frame.seed, "classes": frame.classes}
     hasher = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for images in (*(source.images for source in sources[:2]), tested.honest, tested.leaked):
         hasher.update(np.ascontiguousarray(images.pixels).data)
