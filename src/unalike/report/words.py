@@ -37,7 +37,7 @@ def format_percent(value: float | None, digits: int = 1) -> str:
         return f"< {least:.{digits}f}%"
     if 1.0 > value > 1.0 - least / 200:
         return f"> {100 - least:.{digits}f}%"
-    return f"{100 * value:.{digits}f}%".replace("-", "−")
+    return f"{format_number(100 * value, digits)}%"
 
 
 def format_count(value: int | None) -> str:
