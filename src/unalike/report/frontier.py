@@ -87,7 +87,7 @@ def view_frontier(points: Sequence[Point], place: Path) -> Section | None:
 
 
 def _draw(points: Sequence[Point]) -> Figure:
-    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
     axes = figure.subplots()
     colours = [style.colour for style in STYLES.values()]
     for at, point in enumerate(points):
@@ -104,11 +104,12 @@ def _draw(points: Sequence[Point]) -> Figure:
         axes.axhline(value, color=INK, linewidth=0.9, linestyle="--")
     if real:
         axes.plot([], [], color=INK, linewidth=0.9, linestyle="--", label="trained on the real train images")
-    axes.set_xlim(left=-2)
+    reach = max(100 * point.copies.value for point in points if not math.isnan(point.copies.value))
+    axes.set_xlim(-0.03 * max(reach, 5), 1.05 * max(reach, 5))
     axes.set_xlabel("samples flagged as copies, %", color=INK)
     axes.set_ylabel(", ".join(dict.fromkeys(f"{point.measure}, %" for point in points)), color=INK, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    legend = figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    legend = figure.legend(loc="outside upper left", frameon=False, fontsize=8, ncols=2 if len(points) > 2 else 1)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
