@@ -333,7 +333,7 @@ def test_the_same_seed_gives_the_same_audit(cohort: ImageFolder, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, SettingsError, "needs --against COHORT"),
+        ({}, SettingsError, "give --against COHORT"),
         ({"against": "c", "train": "t"}, SettingsError, "Drop one"),
         ({"against": "nowhere"}, FolderError, "nowhere does not exist"),
         ({"settings": AuditSettings(level=0.0)}, SettingsError, "--level"),
@@ -436,7 +436,7 @@ def test_whole_set_statistics_of_copies_and_of_new_people(cohort: ImageFolder, t
     assert copies.estimates["distance_ratio"]["synthetic-train"].value < 1e-9
     ratio = people.estimates["distance_ratio"]
     assert ratio["synthetic-train"].low < ratio["holdout-train"].value < ratio["synthetic-train"].high
-    assert copies.estimates["closer_to_train_share"].value > 0.7  # half of train was left out for the same size
+    assert copies.estimates["closer_to_train_share"].value > 0.6  # half of train was left out for the same size: 0.75
     share = people.estimates["closer_to_train_share"]
     assert share.low < 0.6
     assert share.high > 0.4

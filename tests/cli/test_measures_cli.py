@@ -137,7 +137,7 @@ def test_unknown_labels_are_one_line_that_says_how_to_get_them(
     said = refuse_and_leave_nothing(capsys, tmp_path / "out", "utility", samples, "--against", cohort)
     assert "8 of 8 images have no class" in said
     assert str(samples) in said
-    assert "--conditions label" in said
+    assert "--condition label" in said
 
 
 def test_no_holdout_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
