@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from unalike.audit.settings import AuditSettings
-from unalike.cli.output import Device, DryRun, Json, Seed, print_json, show_settings
+from unalike.cli.output import Device, DryRun, Json, Seed, print_json, require_paths, show_settings
 from unalike.records import as_json
 
 
@@ -53,15 +53,12 @@ def audit(
         Title of the audit in reports; default the name of the synthetic folder.
     """
     from unalike.audit.run import audit_samples
-    from unalike.errors import FolderError
     from unalike.report import write_report
     from unalike.report.statistics import brief_lines
     from unalike.report.words import describe_diversity
 
     settings.check()
-    for path in (synthetic, against, train, holdout):
-        if path is not None and not path.exists():
-            raise FolderError(f"{path} does not exist. Check the path.")
+    require_paths(synthetic, against, train, holdout)
     show_settings(settings, dry_run=dry_run, json_out=json)
     if dry_run:
         return

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from unalike.cli.output import Device, DryRun, Json, Seed, print_json, show_settings
+from unalike.cli.output import Device, DryRun, Json, Seed, print_json, require_paths, show_settings
 from unalike.explain.settings import ExplainSettings
 
 
@@ -42,9 +42,7 @@ def explain(
     from unalike.report.explain import tabulate_explain
 
     settings.check()
-    for path in (source, against, synthetic):
-        if path is not None and not path.exists():
-            raise FolderError(f"{path} does not exist. Check the path.")
+    require_paths(source, against, synthetic)
     kind = folders.kind_of(source)
     if kind is None and (source / folders.UNFINISHED).is_file():
         folders.read_header(source, kind="utility")  # raises, and says that it is unfinished

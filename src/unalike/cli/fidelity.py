@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from unalike.cli.output import Device, DryRun, Json, Seed, print_json, show_settings
+from unalike.cli.output import Device, DryRun, Json, Seed, print_json, require_paths, show_settings
 from unalike.fidelity.settings import FidelitySettings
 from unalike.records import as_json
 
@@ -46,15 +46,12 @@ def fidelity(
     name
         Title in reports; default the name of the synthetic folder.
     """
-    from unalike.errors import FolderError
     from unalike.fidelity.score import score_fidelity
     from unalike.report import write_report
     from unalike.report.fidelity import tabulate_fidelity
 
     settings.check()
-    for path in (synthetic, against, train, holdout):
-        if path is not None and not path.exists():
-            raise FolderError(f"{path} does not exist. Check the path.")
+    require_paths(synthetic, against, train, holdout)
     show_settings(settings, dry_run=dry_run, json_out=json)
     if dry_run:
         return

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from unalike.engine import is_first_process
+from unalike.errors import FolderError
 from unalike.records import as_json
 
 Seed = Annotated[int, Parameter(help="Everything random follows from this number.")]
@@ -30,6 +32,13 @@ def show_settings(settings: Any, *, dry_run: bool, json_out: bool) -> None:
         return
     text = ", ".join(f"{name}={value}" for name, value in document.items())
     print(f"settings: {text}", file=sys.stdout if dry_run else sys.stderr)
+
+
+def require_paths(*paths: Path | None) -> None:
+    """Raise `FolderError` for the first path that was given and does not exist."""
+    for path in paths:
+        if path is not None and not path.exists():
+            raise FolderError(f"{path} does not exist. Check the path.")
 
 
 def print_json(document: Any) -> None:

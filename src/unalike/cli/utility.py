@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from unalike.cli.output import Device, DryRun, Json, Seed, print_json, show_settings
+from unalike.cli.output import Device, DryRun, Json, Seed, print_json, require_paths, show_settings
 from unalike.utility.settings import UtilitySettings
 
 
@@ -45,15 +45,12 @@ def utility(
     name
         Title in reports; default the name of the synthetic folder.
     """
-    from unalike.errors import FolderError
     from unalike.report import write_report
     from unalike.report.utility import tabulate_utility
     from unalike.utility.run import measure_utility
 
     settings.check()
-    for path in (synthetic, against, train, holdout):
-        if path is not None and not path.exists():
-            raise FolderError(f"{path} does not exist. Check the path.")
+    require_paths(synthetic, against, train, holdout)
     show_settings(settings, dry_run=dry_run, json_out=json)
     if dry_run:
         return
