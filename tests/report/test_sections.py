@@ -140,6 +140,7 @@ def classification(out: Path, *, inputs: Mapping[str, str] = DIGESTS, **changes:
     }
     alone = mixed | {"synthetic": 0, "auc_mean": 0.844, "auc_deviation": None, "difference": None}
     content = {
+        "tuned": [],
         "name": "samples of a diffusion model",
         "task": "classify",
         "classes": ["glioma", "none"],
@@ -361,6 +362,14 @@ def test_leaks_stand_beside_the_honest_accuracy_only_where_there_are_any(tmp_pat
     words = show(classification(tmp_path / "leaky", table=leaky)).words
     assert "test accuracy with leaks" in words
     assert in_cell("97.0% (95.0% to 99.0%)") in words
+
+
+def test_what_a_search_chose_is_a_table_where_one_was_asked_for(tmp_path: Path) -> None:
+    assert "Hyper-parameters" not in show(classification(tmp_path / "none")).words
+    chosen = {"network": "vgg16", "source": "real", "learning_rate": 0.00025, "weight_decay": 0.01, "batch_size": 64}
+    words = show(classification(tmp_path / "tuned", tuned=[chosen | {"trials": [{}] * 20}])).words
+    assert "Hyper-parameters chosen" in words
+    assert "VGG-16 real 0.00025 0.01 64 20" in " ".join(words.split())
 
 
 def test_one_number_stands_for_a_utility(tmp_path: Path) -> None:

@@ -74,7 +74,13 @@ def tabulate_utility(header: Header) -> tuple[Table, ...]:
     if content["task"] == "segment":
         tables: tuple[Table, ...] = (_segmentation_table(content), _segmentation_differences(content))
     else:
-        tables = (_network_table(content), _difference_table(content), _mixing_table(content), *_confusions(content))
+        tables = (
+            _network_table(content),
+            _difference_table(content),
+            _mixing_table(content),
+            _tuned_table(content),
+            *_confusions(content),
+        )
     return tuple(table for table in tables if table.rows)
 
 
@@ -219,6 +225,24 @@ def _mixing_table(content: Mapping[str, Any]) -> Table:
         *mixing["notes"],
     )
     return Table("mixing", f"Mixing real and synthetic images, {content['name']}", columns, tuple(rows), notes)
+
+
+def _tuned_table(content: Mapping[str, Any]) -> Table:
+    """What a search of hyper-parameters chose; no row where none was asked for."""
+    rows: list[tuple[Cell, ...]] = []
+    for row in content["tuned"]:
+        chosen = [_bare(row[name]) for name in ("learning_rate", "weight_decay", "batch_size")]
+        rows.append((_network(row["network"]), _source(row["source"]), *chosen, format_count(len(row["trials"]))))
+    columns = (
+        Column("network"),
+        Column("trained on"),
+        Column("learning rate", "measure"),
+        Column("weight decay", "measure"),
+        Column("batch size", "measure"),
+        Column("trials"),
+    )
+    notes = ("Chosen by the loss on the part of the training images that was left out first; never by test images.",)
+    return Table("tuned", f"Hyper-parameters chosen, {content['name']}", columns, tuple(rows), notes)
 
 
 def _confusions(content: Mapping[str, Any]) -> Iterator[Table]:
