@@ -10,6 +10,7 @@ import torch
 from scipy import ndimage
 
 import unalike.fidelity.variety as variety_module
+from unalike.cohort.roles import pick_one_each
 from unalike.errors import InputError, SettingsError
 from unalike.fidelity.variety import (
     count_scales,
@@ -21,7 +22,6 @@ from unalike.fidelity.variety import (
     nearest_across,
     nearest_divergence,
     nearest_within,
-    pick_one_each,
     vendi_estimate,
     vendi_score,
 )

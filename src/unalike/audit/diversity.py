@@ -24,6 +24,7 @@ import torch
 
 from unalike.audit.blocks import cut
 from unalike.audit.search import QUERY_BYTES, reference_blocks
+from unalike.cohort import roles
 from unalike.cohort.roles import ImageSet
 from unalike.cohort.store import iterate_blocks
 from unalike.records import Estimate, FloatArray, IntArray, Pixels
@@ -111,9 +112,7 @@ def count_images(samples: int, subjects: int) -> int:
 
 def pick_one_each(images: ImageSet, count: int, random: np.random.Generator) -> ImageSet:
     """One image each of ``count`` different subjects, all drawn at random, in ascending order of rows."""
-    shuffled = random.permutation(len(images))
-    _, first = np.unique(images.subjects[shuffled], return_index=True)
-    return ImageSet(images.folder, np.sort(images.rows[shuffled[np.sort(first)[:count]]]))
+    return ImageSet(images.folder, np.sort(images.rows[roles.pick_one_each(images.subjects, count, random)]))
 
 
 def images_as_groups(count: int) -> np.ndarray[tuple[int], np.dtype[np.str_]]:

@@ -305,6 +305,17 @@ def _check_fit(roles: Roles) -> None:
         raise InputError(f"{roles.synthetic.folder.path} holds no synthetic images. Draw some first.")
 
 
+def pick_one_each(subjects: TextArray, count: int, random: np.random.Generator) -> IntArray:
+    """Positions (count,) of one image each of ``count`` different ``subjects`` (n,), all drawn at random, ascending.
+
+    Fewer subjects than ``count``: one image of all of them.
+    """
+    shuffled = random.permutation(len(subjects))
+    _, first = np.unique(np.asarray(subjects)[shuffled], return_index=True)
+    # Names sort, and who comes first must not be by name.
+    return np.sort(shuffled[np.sort(first)[:count]]).astype(np.int64)
+
+
 def choose_channels(roles: Roles, wanted: tuple[str, ...]) -> list[int]:
     """Indices of the channels to compare: the named ones, else all but the mask."""
     unknown = [name for name in wanted if name not in roles.channels]

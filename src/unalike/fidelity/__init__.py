@@ -1,5 +1,5 @@
 """How well a set of synthetic images resembles the real ones as a set; nothing here asks who was copied.
 
-``features`` turns images into vectors by the cohort's own autoencoder and by bands of spatial
-frequency, ``frechet`` compares two sets of vectors.
+``features`` is what turns images into vectors (``own``: the cohort's; ``pretrained``: networks of others); ``frechet``,
+``kernel``, ``manifold``, ``inception_score`` and ``variety`` compare sets; ``score`` does all of it.
 """

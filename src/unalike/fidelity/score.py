@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from unalike import folders
-from unalike.cohort.roles import ImageSet, Roles, choose_channels, open_roles
+from unalike.cohort.roles import ImageSet, Roles, choose_channels, open_roles, pick_one_each
 from unalike.devices import pick_device
 from unalike.engine import show_progress
 from unalike.errors import FolderError, InputError, SettingsError
@@ -44,7 +44,6 @@ from unalike.fidelity.variety import (
     measure_nearest,
     multiscale_estimate,
     multiscale_name,
-    pick_one_each,
     vendi_estimate,
 )
 from unalike.records import Estimate, FloatArray, IntArray, Pixels, TextArray

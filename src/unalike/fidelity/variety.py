@@ -26,6 +26,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 from torch.nn import functional as F
 
+from unalike.cohort.roles import pick_one_each
 from unalike.errors import InputError, SettingsError
 from unalike.records import Estimate, FloatArray, IntArray, Pixels, TextArray
 from unalike.seeds import generator_for, seed_for
@@ -74,17 +75,6 @@ class NearestSimilarities:
     drawn: Divergence
     yardstick: Divergence
     to_train: Divergence
-
-
-def pick_one_each(subjects: TextArray, count: int, random: np.random.Generator) -> IntArray:
-    """Positions (count,) of one image each of ``count`` different ``subjects`` (n,), all drawn at random, ascending.
-
-    Fewer subjects than ``count``: one image of all of them.
-    """
-    shuffled = random.permutation(len(subjects))
-    _, first = np.unique(np.asarray(subjects)[shuffled], return_index=True)
-    # Names sort, and who comes first must not be by name.
-    return np.sort(shuffled[np.sort(first)[:count]]).astype(np.int64)
 
 
 # Multiscale SSIM of random pairs
