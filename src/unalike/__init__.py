@@ -14,6 +14,7 @@ from unalike.vision.imports import prepare_import
 __version__ = "0.1.0"
 
 _HOMES = {
+    "About": "unalike.release.run",
     "AuditResult": "unalike.audit.run",
     "AuditSettings": "unalike.audit.settings",
     "CopyIndex": "unalike.audit.index",
@@ -26,13 +27,17 @@ _HOMES = {
     "FidelitySettings": "unalike.fidelity.settings",
     "GaussianSettings": "unalike.generators.controls.gaussian",
     "GuardSettings": "unalike.runs.settings",
+    "HeldError": "unalike.errors",
     "ImageFolder": "unalike.cohort.store",
     "InputError": "unalike.errors",
     "InversionSettings": "unalike.generators.inversion.settings",
     "MembershipSettings": "unalike.audit.membership_settings",
     "MemorizerSettings": "unalike.generators.controls.memorizer",
+    "Override": "unalike.release.run",
     "PhantomSettings": "unalike.cohort.phantom",
     "PrepareSettings": "unalike.cohort.settings",
+    "ReleasePolicy": "unalike.release.policy",
+    "ReleaseResult": "unalike.release.run",
     "StyleganSettings": "unalike.generators.stylegan.settings",
     "UnalikeError": "unalike.errors",
     "UtilitySettings": "unalike.utility.settings",
@@ -62,12 +67,18 @@ _HOMES = {
     "project_folder": "unalike.runs.latent",
     "read_embedding": "unalike.generators.inversion.embedding",
     "read_fidelity": "unalike.fidelity.result",
+    "read_policy": "unalike.release.policy",
     "recipe_settings": "unalike.cohort.recipes",
     "reject_copies": "unalike.audit.index",
+    "release_model": "unalike.release.model",
+    "release_samples": "unalike.release.run",
     "run_demo": "unalike.study.demo",
+    "run_study": "unalike.study.run",
     "score_fidelity": "unalike.fidelity.score",
+    "search_bundle": "unalike.release.leaks",
     "sweep_generator": "unalike.study.sweep",
     "train_generator": "unalike.runs.train",
+    "verify_bundle": "unalike.release.verify",
     "write_report": "unalike.report",
 }
 
@@ -91,6 +102,7 @@ if TYPE_CHECKING:
     from unalike.cohort.settings import PrepareSettings as PrepareSettings
     from unalike.cohort.store import ImageFolder as ImageFolder
     from unalike.cohort.store import open_images as open_images
+    from unalike.errors import HeldError as HeldError
     from unalike.errors import InputError as InputError
     from unalike.errors import UnalikeError as UnalikeError
     from unalike.explain.evidence import draw_evidence as draw_evidence
@@ -110,6 +122,15 @@ if TYPE_CHECKING:
     from unalike.generators.stylegan.model import load_generator as load_generator
     from unalike.generators.stylegan.settings import StyleganSettings as StyleganSettings
     from unalike.records import Estimate as Estimate
+    from unalike.release.leaks import search_bundle as search_bundle
+    from unalike.release.model import release_model as release_model
+    from unalike.release.policy import ReleasePolicy as ReleasePolicy
+    from unalike.release.policy import read_policy as read_policy
+    from unalike.release.run import About as About
+    from unalike.release.run import Override as Override
+    from unalike.release.run import ReleaseResult as ReleaseResult
+    from unalike.release.run import release_samples as release_samples
+    from unalike.release.verify import verify_bundle as verify_bundle
     from unalike.report import write_report as write_report
     from unalike.report.inspect import inspect_folder as inspect_folder
     from unalike.runs.adopt import adopt_model as adopt_model
@@ -123,6 +144,7 @@ if TYPE_CHECKING:
     from unalike.similarity.correlation import correlate as correlate
     from unalike.similarity.correlation import find_matches as find_matches
     from unalike.study.demo import run_demo as run_demo
+    from unalike.study.run import run_study as run_study
     from unalike.study.settings import DemoSettings as DemoSettings
     from unalike.study.steps import compare_steps as compare_steps
     from unalike.study.sweep import sweep_generator as sweep_generator

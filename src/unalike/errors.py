@@ -7,6 +7,7 @@
     - SettingsError       an option has a value that makes no sense
   + RunError              the work itself failed on the way; what was finished stays (exit code 1)
     - NonFiniteLossError  training diverged
+  + HeldError             the gate says no: nothing leaves the house (exit code 3)
 
 A message says what is wrong, names the file, and ends with the next step::
 
@@ -47,3 +48,9 @@ class RunError(UnalikeError):
 
 class NonFiniteLossError(RunError):
     """Training diverged: the loss is infinite or not a number."""
+
+
+class HeldError(UnalikeError):
+    """The gate says no: what was to be released is held back."""
+
+    exit_code = 3

@@ -40,6 +40,9 @@ HEADERS = {
         "steps",
         "sweep",
         "projection",
+        "release",
+        "model-release",
+        "study",
     )
 }
 

@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import mannwhitneyu, norm
+from scipy.stats import binom, mannwhitneyu, norm
 
 from unalike.errors import InputError, SettingsError
 from unalike.records import Estimate, FloatArray, TextArray
 from unalike.stats.intervals import estimate_share
-from unalike.stats.rates import auc_estimate, closer_share, true_positive_rate_at, upper_bound_of_copy_rate
+from unalike.stats.rates import (
+    auc_estimate,
+    closer_share,
+    true_positive_rate_at,
+    upper_bound_of_copy_rate,
+    upper_bound_of_missed,
+)
 
 SURE = Estimate(1.0, 1.0, 1.0, 100, "given")
 HALF = Estimate(0.8, 0.5, 0.9, 100, "given")
@@ -244,3 +250,124 @@ def test_the_area_of_shifted_normals_is_covered() -> None:
         area = auc_estimate(members, others, member_groups=groups, other_groups=groups, random=random)
         covered.append(area.low <= truth <= area.high)
     assert np.mean(covered) >= 0.85
+
+
+# Copies that a screening missed
+
+
+def _covered(*, copies: int, n: int, caught_share: float, planted: int, alarms: int) -> float:
+    """Exact chance that the bound holds: every number of planted and of true copies caught, weighed by its chance.
+
+    ``alarms`` innocent samples are removed beside the copies, or as many as there are.
+    """
+    holds = 0.0
+    for caught in range(planted + 1):
+        chance = binom.pmf(caught, planted, caught_share)
+        if chance < 1e-9:
+            continue  # counts as not covered
+        for found in range(copies + 1):
+            removed = found + min(alarms, n - copies)
+            bound = upper_bound_of_missed(removed=removed, n=n, caught=caught, planted=planted)
+            missed = (copies - found) / (n - removed) if n > removed else 0.0
+            if not bound.high < missed - 1e-12:  # nothing remains: nothing can be missed
+                holds += chance * binom.pmf(found, copies, caught_share)
+    return float(holds)
+
+
+@pytest.mark.parametrize("copies", [0, 1, 6])
+@pytest.mark.parametrize("caught_share", [0.3, 0.85, 0.97])
+@pytest.mark.parametrize(("planted", "alarms"), [(8, 0), (8, 5), (24, 2)])
+def test_the_bound_of_missed_copies_holds_exactly_as_often_as_promised(
+    copies: int, caught_share: float, planted: int, alarms: int
+) -> None:
+    covered = _covered(copies=copies, n=60, caught_share=caught_share, planted=planted, alarms=alarms)
+    assert covered >= 0.95 - 1e-6
+
+
+def test_the_bound_of_missed_copies_holds_in_simulation_with_random_false_alarms() -> None:
+    random, rounds, n, copies = _random(), 1500, 200, 15
+    holds = 0
+    for _ in range(rounds):
+        caught_share = random.uniform(0.5, 1.0)
+        found = int(random.binomial(copies, caught_share))
+        removed = found + int(random.binomial(n - copies, 0.02))
+        caught = int(random.binomial(64, caught_share))
+        bound = upper_bound_of_missed(removed=removed, n=n, caught=caught, planted=64)
+        holds += bound.high * (n - removed) >= copies - found - 1e-9
+    assert holds / rounds >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / rounds)
+
+
+def test_nothing_removed_and_all_planted_caught_leaves_one_copy_at_most() -> None:
+    bound = upper_bound_of_missed(removed=0, n=1000, caught=64, planted=64)
+    assert (bound.value, bound.low, bound.n) == (0.0, 0.0, 1000)
+    assert bound.high == 1 / 1000
+    # 0.025^(1/146) > 0.975: then even a single copy would have been caught but for a chance below 2.5 %.
+    assert upper_bound_of_missed(removed=0, n=1000, caught=146, planted=146).high == 0.0
+    assert upper_bound_of_missed(removed=0, n=1000, caught=145, planted=145).high == 1 / 1000
+
+
+def test_the_bound_of_missed_copies_is_what_a_plain_search_finds() -> None:
+    for removed, n, caught, planted in (
+        (0, 40, 5, 10),
+        (3, 40, 9, 10),
+        (7, 300, 60, 64),
+        (20, 25, 30, 64),
+        (2, 9, 1, 4),
+    ):
+        low = estimate_share(caught, planted).low
+        most = max(c for c in range(removed, n + 1) if binom.cdf(removed, c, low) >= 0.025)
+        bound = upper_bound_of_missed(removed=removed, n=n, caught=caught, planted=planted)
+        assert round(bound.high * (n - removed)) == most - removed
+        plug_in = removed * (1 - caught / planted) / (caught / planted) / (n - removed)
+        assert bound.value == pytest.approx(min(plug_in, 1.0))
+
+
+def test_a_screening_that_catches_nothing_excludes_nothing() -> None:
+    for caught, planted in ((0, 64), (0, 0)):
+        bound = upper_bound_of_missed(removed=2, n=50, caught=caught, planted=planted)
+        assert math.isnan(bound.value)
+        assert (bound.low, bound.high, bound.n) == (0.0, 1.0, 48)
+
+
+def test_where_nothing_remains_the_share_missed_is_undefined() -> None:
+    bound = upper_bound_of_missed(removed=5, n=5, caught=64, planted=64)
+    assert bound.n == 0
+    assert math.isnan(bound.value)
+    assert math.isnan(bound.high)
+
+
+@given(
+    n=st.integers(1, 400),
+    share=st.floats(0, 1),
+    planted=st.integers(1, 100),
+    found=st.floats(0, 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_further_removals_never_lower_the_number_that_may_be_missed(
+    n: int, share: float, planted: int, found: float
+) -> None:
+    removed, caught = int(share * (n - 1)), round(found * planted)
+
+    def most(removed: int) -> float:
+        bound = upper_bound_of_missed(removed=removed, n=n, caught=caught, planted=planted)
+        return 0.0 if bound.n == 0 else bound.high * bound.n
+
+    # But for those that are no longer there to be missed.
+    assert most(removed + 1) >= min(most(removed), n - removed - 1) - 1e-9
+    fewer = upper_bound_of_missed(removed=removed, n=n, caught=max(caught - 1, 0), planted=planted)
+    assert fewer.high * fewer.n >= most(removed) - 1e-9
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"removed": 3, "n": 2},
+        {"removed": -1},
+        {"caught": 65},
+        {"caught": -1},
+        {"confidence": 0.0},
+    ],
+)
+def test_screenings_that_make_no_sense(wrong: dict[str, float]) -> None:
+    with pytest.raises(SettingsError):
+        upper_bound_of_missed(**{"removed": 0, "n": 10, "caught": 1, "planted": 64, **wrong})  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """The command line: one short file per verb that parses, calls one public function, and prints.
 
-Exit codes: 0 done; 1 failed on the way (what was finished stays); 2 bad input or usage; 130 interrupted.
+Exit codes: 0 done; 1 failed on the way (what was finished stays); 2 bad input or usage; 3 the gate says no; 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from unalike import __version__
 from unalike.cli.adopt import adopt
 from unalike.cli.audit import audit
 from unalike.cli.cohort import cohort
+from unalike.cli.completion import completion
 from unalike.cli.demo import demo
+from unalike.cli.doctor import doctor
 from unalike.cli.explain import explain
 from unalike.cli.fidelity import fidelity
 from unalike.cli.index import index
@@ -32,12 +35,16 @@ from unalike.cli.membership import membership
 from unalike.cli.phantom import phantom
 from unalike.cli.prepare import prepare
 from unalike.cli.recipes import recipes
+from unalike.cli.release import release
+from unalike.cli.release_model import release_model
 from unalike.cli.report import report
 from unalike.cli.sample import sample
 from unalike.cli.steps import steps
+from unalike.cli.study import study
 from unalike.cli.sweep import sweep
 from unalike.cli.train import train
 from unalike.cli.utility import utility
+from unalike.cli.verify import verify
 from unalike.errors import SettingsError, UnalikeError
 from unalike.generators.diffusion.settings import PRESETS as DIFFUSION_PRESETS
 from unalike.generators.stylegan.settings import PRESETS as STYLEGAN_PRESETS
@@ -57,9 +64,15 @@ _COMMANDS = (
     fidelity,
     utility,
     explain,
-    index,
+    release,
+    verify,
+    release_model,
     report,
+    study,
+    index,
     phantom,
+    doctor,
+    completion,
 )
 _EPILOGUE = (
     "With any command: --debug shows where an error came from; --config FILE takes settings from a TOML file "
@@ -147,7 +160,7 @@ def _check_toml(config: Path) -> None:
         raise SettingsError(f"--config {config} does not exist or cannot be read. Check the path.") from error
     except ValueError as error:
         raise SettingsError(f"--config {config} is no TOML file ({error}). Mend it.") from error
-    names = {function.__name__ for function in _COMMANDS} | {"train", "latent", "cohort"}
+    names = {function.__name__.replace("_", "-") for function in _COMMANDS} | {"train", "latent", "cohort"}
     unknown = [name for name, table in tables.items() if name not in names or not isinstance(table, dict)]
     trained = tables.get("train", {})
     unknown += [f"train.{name}" for name in trained if name not in KINDS] if isinstance(trained, dict) else []
@@ -168,8 +181,8 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt as interrupt:
         known = (
-            "repeat the command: prepare, train, sample, steps, sweep, audit, fidelity, utility, explain, demo go on, "
-            "the others begin again."
+            "repeat the command: prepare, train, sample, steps, sweep, audit, fidelity, utility, explain, release, "
+            "study and demo go on, the others begin again."
         )
         return _fail(f"interrupted; {str(interrupt) or known}", 130, debug)
     except BrokenPipeError:  # the reader (head, less) went away

@@ -19,6 +19,7 @@ from unalike.generators.diffusion.settings import PRESETS, DiffusionSettings
 from unalike.generators.inversion.settings import InversionSettings
 from unalike.generators.stylegan.settings import PRESETS as STYLEGAN_PRESETS
 from unalike.generators.stylegan.settings import StyleganSettings
+from unalike.generators.trackers import TrackerSettings, check_trackers
 from unalike.records import MASK
 from unalike.runs.settings import WatchSettings
 
@@ -65,11 +66,14 @@ def _train(
     dry_run: bool,
     json: bool,
     watch: WatchSettings | None = None,
+    trackers: TrackerSettings | None = None,
 ) -> None:
     from unalike.cohort.split import select_train_rows
     from unalike.cohort.store import open_images
     from unalike.runs.train import train_generator
 
+    if trackers is not None:
+        check_trackers(trackers)
     opened = open_images(cohort)
     images = len(select_train_rows(opened, subjects=subjects, seed=seed))
     show_settings(settings, dry_run=dry_run, json_out=json)
@@ -78,7 +82,15 @@ def _train(
             _tell_size(settings, opened)
         return
     run = train_generator(
-        kind=kind, cohort=cohort, out=out, settings=settings, subjects=subjects, seed=seed, device=device, watch=watch
+        kind=kind,
+        cohort=cohort,
+        out=out,
+        settings=settings,
+        subjects=subjects,
+        seed=seed,
+        device=device,
+        watch=watch,
+        trackers=trackers,
     )
     if not is_first_process():
         return
@@ -135,6 +147,7 @@ def diffusion(
     settings: Annotated[DiffusionSettings, Parameter(name="*", consume_multiple=True)] = DiffusionSettings(),  # noqa: B008 - frozen
     subjects: Subjects = None,
     watching: Annotated[Watching, Parameter(name="*")] = Watching(),
+    trackers: Annotated[TrackerSettings, Parameter(name="*", negative="")] = TrackerSettings(),  # noqa: B008 - frozen
     seed: Seed = 0,
     device: Device = "auto",
     dry_run: DryRun = False,
@@ -155,7 +168,7 @@ def diffusion(
     """
     _check_preset(preset, PRESETS)
     watch = _watch(watching)
-    _train("diffusion", cohort, out, settings, subjects, seed, device, dry_run, json, watch)
+    _train("diffusion", cohort, out, settings, subjects, seed, device, dry_run, json, watch, trackers)
 
 
 @train.command
@@ -167,6 +180,7 @@ def stylegan(
     settings: Annotated[StyleganSettings, Parameter(name="*", consume_multiple=True)] = StyleganSettings(),  # noqa: B008 - frozen
     subjects: Subjects = None,
     watching: Annotated[Watching, Parameter(name="*")] = Watching(),
+    trackers: Annotated[TrackerSettings, Parameter(name="*", negative="")] = TrackerSettings(),  # noqa: B008 - frozen
     seed: Seed = 0,
     device: Device = "auto",
     dry_run: DryRun = False,
@@ -189,7 +203,7 @@ def stylegan(
     if watching.watch_steps is not None:
         raise SettingsError("--watch-steps: a StyleGAN draws in one step. Leave it out.")
     watch = _watch(watching)
-    _train("stylegan", cohort, out, settings, subjects, seed, device, dry_run, json, watch)
+    _train("stylegan", cohort, out, settings, subjects, seed, device, dry_run, json, watch, trackers)
 
 
 @train.command
@@ -200,6 +214,7 @@ def inversion(
     settings: Annotated[InversionSettings, Parameter(name="*", consume_multiple=True)] = InversionSettings(),  # noqa: B008 - frozen
     subjects: Subjects = None,
     watching: Annotated[Watching, Parameter(name="*")] = Watching(),
+    trackers: Annotated[TrackerSettings, Parameter(name="*", negative="")] = TrackerSettings(),  # noqa: B008 - frozen
     seed: Seed = 0,
     device: Device = "auto",
     dry_run: DryRun = False,
@@ -219,7 +234,7 @@ def inversion(
     watch = _watch(watching)
     if watch is not None and settings.private_noise:
         raise SettingsError("--watch-every: a choice among looks at patients is not private. Leave it or privacy out.")
-    _train("inversion", cohort, out, settings, subjects, seed, device, dry_run, json, watch)
+    _train("inversion", cohort, out, settings, subjects, seed, device, dry_run, json, watch, trackers)
 
 
 @train.command

@@ -31,6 +31,7 @@ from unalike.generators.checkpoints import (
 )
 from unalike.generators.processes import Processes
 from unalike.generators.settings import LoopSettings
+from unalike.generators.trackers import send, start_trackers
 from unalike.records import IntArray
 from unalike.seeds import generator_for
 
@@ -118,6 +119,8 @@ class Training(Generic[Batch]):
         checkpoint cannot be written.
         """
         settings = self.settings
+        if self.processes.main:
+            start_trackers()
         # The numbers of each update since the last look; they stay on the device until then.
         unseen: list[torch.Tensor] = []
         began = noted = saved = time.monotonic()
@@ -207,7 +210,9 @@ class Training(Generic[Batch]):
             "seconds": round(self.seconds, 2),
         }
         if self.processes.main:
-            append_log(self.out, ({} if self.checkpoints == "checkpoints" else {"of": self.learner.name}) | entry)
+            alone = self.checkpoints == "checkpoints"
+            append_log(self.out, ({} if alone else {"of": self.learner.name}) | entry)
+            send(entry, under="train" if alone else self.learner.name)
         word = self.learner.watch(entry)
         return f"{names[0]} {means[names[0]]:.4f}, {speed:.0f} images/s" + (f", {word}" if word else "")
 

@@ -91,10 +91,10 @@ class AuditView:
     reduced: bool
 
 
-def view_audit(audit: Audit, number: int, *, budget: int) -> AuditView:
+def view_audit(audit: Audit, number: int, *, budget: int, most: int | None = None) -> AuditView:
     """All that the page shows of the audit with this number; ``budget`` bounds the characters of its pictures' data.
 
-    Its figures are kept in its folder.
+    Its figures are kept in its folder. ``most`` bounds the pairs, where a desk shows all of them.
     """
     anchor = f"audit-{number}"
     return AuditView(
@@ -102,7 +102,7 @@ def view_audit(audit: Audit, number: int, *, budget: int) -> AuditView:
         anchor=anchor,
         icon=ICONS.get(audit.content["verdict"]["decision"], "unclear"),
         figures=_draw_figures(audit, audit.folder / folders.FIGURES, anchor=anchor),
-        pairs=_view_pairs(audit, budget=budget),
+        pairs=_view_pairs(audit, budget=budget, most=most),
         statistics=tuple(_view_statistic(audit, statistic) for statistic in STATISTICS if _was_made(audit, statistic)),
         spoke=tuple(Counter(audit.queries.measure[_told(audit)].tolist()).most_common()),
         turned=int((audit.queries.pose[_told(audit)] != AS_IT_IS).sum()),
@@ -171,7 +171,7 @@ def _draw_figures(audit: Audit, directory: Path, *, anchor: str) -> dict[str, Ma
     return drawn
 
 
-def _view_pairs(audit: Audit, *, budget: int) -> tuple[PairView, ...]:
+def _view_pairs(audit: Audit, *, budget: int, most: int | None) -> tuple[PairView, ...]:
     """Draw pairs, in their order, until the page's share of picture data is used up."""
     pairs = audit.pairs
     if pairs is None:
@@ -182,7 +182,7 @@ def _view_pairs(audit: Audit, *, budget: int) -> tuple[PairView, ...]:
         for channel, name in enumerate(names)
     ]
     views: list[PairView] = []
-    for row in range(len(pairs)):
+    for row in range(len(pairs))[:most]:
         channels = tuple(
             _view_channel(pairs, row, channel, name=name, compared=name in compared, window=windows[channel])
             for channel, name in enumerate(names)
@@ -232,6 +232,11 @@ def _view_channel(
         before=before,
         after=after,
     )
+
+
+def weigh_pairs(view: AuditView) -> int:
+    """Characters of picture data in all pairs that the page shows."""
+    return sum(_weight(channel) for pair in view.pairs for channel in pair.channels)
 
 
 def _weight(view: ChannelView) -> int:

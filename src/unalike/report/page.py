@@ -14,7 +14,8 @@ from unalike import folders
 from unalike.errors import FolderError, SettingsError
 from unalike.records import FloatArray
 from unalike.report import figures, pictures
-from unalike.report.audit_view import AuditView, view_audit
+from unalike.report.audit_view import AuditView, view_audit, weigh_pairs
+from unalike.report.desk import Desk, make_desk
 from unalike.report.explain import view_explain
 from unalike.report.fidelity import view_fidelity
 from unalike.report.frontier import find_points, view_frontier
@@ -31,8 +32,10 @@ from unalike.report.words import (
     format_value,
 )
 
-# Characters of picture data in a page: it must open on a phone and pass through a hospital's mail.
-PICTURE_BUDGET = 6_500_000
+# Characters of picture data in a page, in all: with a desk it stays below 25 MB.
+PICTURE_BUDGET = 20_000_000
+# Those of pairs that stand in the page without a desk: it must open on a phone and pass through a hospital's mail.
+STILL_BUDGET = 6_500_000
 STRIP = 5
 OPEN_PAIRS, OPEN_SUBJECTS = 6, 10
 
@@ -53,6 +56,9 @@ def write_report(
     shareable: bool = False,
 ) -> Path:
     """Write one self-contained HTML page about audits, measurements of fidelity and of utility, and explanations.
+
+    An internal page about one audit that kept pairs has the evidence desk, on which a steward decides on each of them;
+    it is the only page with a script.
 
     Figures are also kept as PNG and SVG in each folder's ``figures/``, tables as Markdown, LaTeX and CSV beside its
     header; what compares several folders beside the page.
@@ -90,8 +96,11 @@ def write_report(
     measured = [folder for folder in sources if folders.kind_of(folder) in _SECTIONS]
     audits = [read_audit(folder, shareable=shareable) for folder in sources if folder not in measured]
     try:
-        budget = PICTURE_BUDGET // max(1, len(audits))
-        views = [view_audit(each, number, budget=budget) for number, each in enumerate(audits, 1)]
+        budget = STILL_BUDGET // max(1, len(audits))
+        with_desk = len(audits) == 1 and bool(audits[0].pairs)
+        most = OPEN_PAIRS if with_desk else None
+        views = [view_audit(each, number, budget=budget, most=most) for number, each in enumerate(audits, 1)]
+        desk = make_desk(audits[0], budget=PICTURE_BUDGET - weigh_pairs(views[0])) if with_desk else None
         sections = [_view_section(folder, number, shareable) for number, folder in enumerate(measured, 1)]
         out.parent.mkdir(parents=True, exist_ok=True)
         utilities = [
@@ -102,7 +111,7 @@ def write_report(
             sections.insert(0, frontier)
             write_tables(frontier.tables, out.parent)
         overview = _draw_overview(audits, out.parent / folders.FIGURES) if len(audits) > 1 else None
-        html = _render(views, sections, title=title, shareable=shareable, overview=overview)
+        html = _render(views, sections, title=title, shareable=shareable, overview=overview, desk=desk)
         _write_text(out, html)
     except OSError as error:
         place = error.filename or out
@@ -164,6 +173,7 @@ def _render(
     title: str | None,
     shareable: bool,
     overview: Markup | None,
+    desk: Desk | None,
 ) -> str:
     # Only an audit that says so of itself (a procedural cohort) has no patients in its pictures.
     patients = any(view.audit.content.get("internal", True) for view in views) or any(
@@ -181,6 +191,7 @@ def _render(
                 shareable=shareable,
                 internal=not shareable and patients,
                 overview=overview,
+                desk=desk,
                 comparisons=COMPARISONS,
                 difference_full=figures.DIFFERENCE_FULL,
                 largest_side=pictures.LARGEST_SIDE,

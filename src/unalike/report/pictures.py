@@ -98,9 +98,28 @@ def _scaled(pixels: Pixels, window: Window) -> FloatArray:
     return np.clip((pixels.astype(np.float64) - low) / (high - low), 0.0, 1.0)
 
 
-def _reduce(values: FloatArray) -> FloatArray:
+def pack_picture(pixels: Pixels, *, window: Window, largest: int, quality: int) -> str:
+    """One channel in grey, at most ``largest`` pixels a side, in base64: PNG, or WebP of a ``quality`` above 0.
+
+    A PNG of 8-bit pixels in their whole range that need no reduction holds the very pixels.
+    """
+    grey = np.rint(_reduce(_scaled(pixels, window) * 255.0, largest)).astype(np.uint8)
+    stream = io.BytesIO()
+    if quality:
+        Image.fromarray(grey).convert("RGB").save(stream, format="WEBP", quality=quality, method=4)
+    else:
+        Image.fromarray(grey).save(stream, format="PNG", compress_level=9)
+    return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def reduction(shape: tuple[int, ...], largest: int) -> int:
+    """By what whole number the sides of a picture are divided to be at most ``largest``."""
+    return -(-max(shape) // largest)
+
+
+def _reduce(values: FloatArray, largest: int = LARGEST_SIDE) -> FloatArray:
     """Average blocks of pixels until a picture is small enough to show."""
-    factor = -(-max(values.shape) // LARGEST_SIDE)
+    factor = reduction(values.shape, largest)
     if factor == 1:
         return values
     return np.asarray(Image.fromarray(values.astype(np.float32)).reduce(factor), dtype=np.float64)

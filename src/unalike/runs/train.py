@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from unalike.cohort.store import open_images
 from unalike.errors import InputError, RunError, SettingsError
 from unalike.generators.data import TrainImages, describe_training, open_train_images
 from unalike.generators.settings import resolve_settings
+from unalike.generators.trackers import ShownLooks, TrackerSettings, check_trackers, tellable, tracking
 from unalike.records import as_json
 from unalike.runs.families import Family, check_seed, find_family
 from unalike.runs.settings import WatchSettings
@@ -31,13 +33,15 @@ def train_generator(
     seed: int = 0,
     device: str = "auto",
     watch: WatchSettings | None = None,
+    trackers: TrackerSettings | None = None,
 ) -> Path:
     """Train a generator on the ``train`` images of a cohort and write a run folder; returns its path.
 
     ``kind`` is ``diffusion``, ``gaussian`` or ``memorizer``. ``settings`` is the kind's dataclass, a mapping
     of its fields, or None for the defaults. ``subjects`` trains on so many subjects, drawn with ``seed``
     (None: all). Holdout images are never learned from; with ``watch`` samples are held against them while the
-    generator is trained. Interrupted, the same call resumes at the last checkpoint.
+    generator is trained. Interrupted, the same call resumes at the last checkpoint. ``trackers`` show the losses in
+    other programs too; they are no part of the run, and a resumed training may have others.
 
     Under ``accelerate launch`` the processes share each batch, and the first one writes.
 
@@ -51,6 +55,10 @@ def train_generator(
     check_seed("seed", seed)
     if watch is not None and not family.network:
         raise SettingsError(f"--watch-every: a {kind} is not trained step by step. Leave it out.")
+    trackers = trackers or TrackerSettings()
+    if trackers.tracker and not family.network:
+        raise SettingsError(f"--tracker: a {kind} is not trained step by step. Leave it out.")
+    check_trackers(trackers)
     opened = open_images(cohort)
     images = open_train_images(opened, subjects=subjects, seed=seed)
     identity = {
@@ -62,7 +70,7 @@ def train_generator(
         "watch": None if watch is None else asdict(watch),
     }
     content = {"generator": kind, **describe_training(images, subjects=subjects, seed=seed)}
-    about, main = _train(family, images, out, settings, seed, device, identity, watch)
+    about, main = _train(family, images, out, settings, seed, device, identity, watch, trackers)
     if not main:
         return out
     folders.finish_folder(
@@ -85,6 +93,7 @@ def _train(
     device: str,
     identity: dict[str, Any],
     watch: WatchSettings | None,
+    trackers: TrackerSettings,
 ) -> tuple[dict[str, Any], bool]:
     """What the header says of the training, and whether this process writes it."""
     if not family.network:
@@ -98,8 +107,12 @@ def _train(
     processes = join_processes(device)
     watcher = None if watch is None else LiveWatcher(images, out=out, settings=watch, seed=seed, place=processes.place)
     name = hashlib.sha256(json.dumps(as_json(identity), sort_keys=True).encode()).hexdigest()
-    extra = {"processes": processes, "identity": name, "watcher": watcher}
-    with processes.refusing_once(), _begun(out, identity, processes):
+    shown = ShownLooks(watcher) if watcher is not None and trackers.tracker else watcher
+    extra = {"processes": processes, "identity": name, "watcher": shown}
+    with processes.refusing_once(), _begun(out, identity, processes), contextlib.ExitStack() as stack:
+        if processes.main:
+            told = _tell_trackers(identity, settings, watch)
+            stack.enter_context(tracking(trackers, out=out, name=f"{identity['generator']}-{name[:8]}", about=told))
         try:
             return family.train(images, out=out, settings=settings, seed=seed, **extra), processes.main
         except (OSError, SafetensorError) as error:  # checkpoints say it themselves; this is the model, or the log
@@ -107,6 +120,16 @@ def _train(
                 f"training into {out} ended at the disk ({error}). Checkpoints stay: check room and permissions there "
                 "and repeat the command to go on."
             ) from error
+
+
+def _tell_trackers(identity: dict[str, Any], settings: Any, watch: WatchSettings | None) -> dict[str, Any]:
+    """What trackers show of a training's settings."""
+    told: dict[str, Any] = {"generator": identity["generator"], "seed": identity["seed"], **tellable(settings)}
+    if identity["subjects"] is not None:
+        told["subjects"] = identity["subjects"]
+    if watch is not None:
+        told |= {f"watch_{key}": value for key, value in tellable(watch).items()}
+    return told
 
 
 class _begun:  # noqa: N801 - a context manager that reads like a word

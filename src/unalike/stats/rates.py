@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binom
 
 from unalike.errors import InputError, SettingsError
 from unalike.records import Estimate, FloatArray, IntArray, TextArray
@@ -57,6 +58,66 @@ def _corrected(flagged: float, sensitivity: float, false_alarm_rate: float) -> f
     if not sensitivity > false_alarm_rate:  # also if it is NaN
         return math.nan
     return min(max((flagged - false_alarm_rate) / (sensitivity - false_alarm_rate), 0.0), 1.0)
+
+
+def upper_bound_of_missed(*, removed: int, n: int, caught: int, planted: int, confidence: float = 0.95) -> Estimate:
+    """Share of copies among the n − ``removed`` samples that a screening left, and how large it may be.
+
+    The screening removed ``removed`` of ``n`` samples, and caught ``caught`` of ``planted`` planted copies, so that its
+    sensitivity s is at least s⁻, the lower bound of Clopper & Pearson, but for a chance of (1 − ``confidence``)/2 =:
+    a. Of C copies it caught K ~ Bin(C, s). ``high`` is min(C⁺(``removed``) − ``removed``, n − ``removed``) copies over
+    the remainder, where C⁺(r) is the largest C with P(Bin(C, s⁻) ≤ r) ≥ a.
+
+    **Why it holds.** Were K known: P(Bin(C, s) ≤ K) < a has a chance below a, and s⁻ ≤ s makes P(Bin(C, s⁻) ≤ K)
+    larger; so C ≤ C⁺(K) and C − K ≤ C⁺(K) − K, but for a chance of 2a in all (Bonferroni: it does not matter whether
+    the two depend on one another). K is not known, only ``removed`` ≥ K, since innocent samples are removed as well.
+    But C⁺(r) − r never falls as r grows: Bin(C + 1, s) is Bin(C, s) and at most one more, so P(Bin(C + 1, s) ≤ r + 1)
+    ≥ P(Bin(C, s) ≤ r), and with C = C⁺(r) it follows that C⁺(r + 1) ≥ C⁺(r) + 1. So C − K ≤ C⁺(removed) − removed:
+    false alarms make the bound larger, never smaller. Copies that were removed for other reasons than the rule whose
+    sensitivity was measured only lower what remains, and count among ``removed`` like false alarms.
+
+    ``value`` puts ŝ = caught/planted and ``removed`` copies in their place: removed·(1 − ŝ)/ŝ over the remainder, cut
+    to 1; undefined if ŝ is. ``low`` is 0: the interval is one-sided. Nothing planted, or none of them caught, excludes
+    nothing: ``high`` is 1. ``n`` of the estimate is the remainder; nothing remains: undefined.
+
+    The copies must be caught independently of one another, as the planted ones are: samples that are drawn each for
+    itself, and copies changed no more than the planted ones. Raises `SettingsError` for numbers that make no sense.
+    """
+    method = "missed copies, binomial over the lower bound of the sensitivity, one-sided"
+    _check_screened(removed=removed, n=n, caught=caught, planted=planted, confidence=confidence)
+    remain = n - removed
+    if remain == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0, method, confidence)
+    sensitivity = estimate_share(caught, planted, confidence=confidence)
+    value = min(removed * (planted - caught) / caught / remain, 1.0) if caught else math.nan
+    least = sensitivity.low if planted else 0.0
+    most = _most_copies(removed, n, least, (1 - confidence) / 2)
+    return Estimate(value, 0.0, min(most - removed, remain) / remain, remain, method, confidence)
+
+
+def _check_screened(*, removed: int, n: int, caught: int, planted: int, confidence: float) -> None:
+    if not 0 <= removed <= n:
+        raise SettingsError(f"{removed} removed of {n} samples. Pass numbers with 0 ≤ removed ≤ n.")
+    if not 0 <= caught <= planted:
+        raise SettingsError(f"{caught} caught of {planted} planted copies. Pass numbers with 0 ≤ caught ≤ planted.")
+    if not 0 < confidence < 1:
+        raise SettingsError(f"the confidence is {confidence}. Pass a share between 0 and 1.")
+
+
+def _most_copies(caught: int, n: int, sensitivity: float, tail: float) -> int:
+    """The largest C ≤ n with P(Bin(C, sensitivity) ≤ caught) ≥ tail: bisection, for it falls in C."""
+    tail *= 1 - 1e-9  # rounding may make the bound larger, never smaller
+
+    def possible(copies: int) -> bool:
+        return bool(binom.cdf(caught, copies, sensitivity) >= tail)
+
+    if possible(n):
+        return n
+    low, high = caught, n  # caught copies are always possible
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if possible(middle) else (low, middle)
+    return low
 
 
 def closer_share(

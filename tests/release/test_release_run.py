@@ -1,0 +1,225 @@
+"""The whole gate, from folders to a bundle, in worlds whose answer is known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.conftest import draw_person
+
+from unalike import folders
+from unalike.audit.run import audit_samples
+from unalike.audit.settings import AuditSettings
+from unalike.cli import run as run_command
+from unalike.cohort.build import prepare_cohort
+from unalike.cohort.settings import PrepareSettings
+from unalike.cohort.store import ImageFolder, ImageWriter, open_images
+from unalike.errors import FolderError, SettingsError
+from unalike.release.policy import ReleasePolicy
+from unalike.release.run import Override, ReleaseResult, release_samples
+from unalike.release.verify import verify_bundle
+
+# Few holdout subjects and few images: the budget is as wide as such a small world can meet.
+SMALL = ReleasePolicy(copy_rate=0.15, exposed=0.5, second="local", second_power=0.5)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cohort of 90 subjects, a third held out, samples of new people (clean) and with 4 copies (copied), audited."""
+    place = tmp_path_factory.mktemp("world")
+    pictures = place / "pictures"
+    pictures.mkdir()
+    random = np.random.default_rng(0)
+    for subject in range(90):
+        for index, image in enumerate(draw_person(random, images=2)):
+            Image.fromarray(image).save(pictures / f"patient{subject:03d}_{index}.png")
+    settings = PrepareSettings(subject_pattern=r"(patient\d+)_", holdout=1 / 3)
+    cohort = prepare_cohort(source=pictures, out=place / "cohort", settings=settings)
+    people = np.concatenate([draw_person(random) for _ in range(40)])[:, None]
+    write_samples(place / "clean", people, cohort)
+    copied = people.copy()
+    noise = random.integers(-5, 6, (4, 1, 24, 24))
+    copied[:4] = np.clip(cohort.read(cohort.rows("train")[[0, 10, 20, 30]]).astype(int) + noise, 0, 255)
+    write_samples(place / "copied", copied, cohort)
+    for name in ("clean", "copied"):
+        audit_samples(
+            synthetic=place / name,
+            against=place / "cohort",
+            out=place / f"audit-{name}",
+            settings=AuditSettings(planted=32, level=0.05),
+        )
+    return place
+
+
+def write_samples(out: Path, images: np.ndarray, cohort: ImageFolder) -> Path:
+    folders.begin_folder(out, kind="samples", settings={})
+    height, width = images.shape[2:]
+    writer = ImageWriter(out, channels=cohort.channels, height=height, width=width, dtype=images.dtype)
+    for seed, image in enumerate(images):
+        label = "even" if seed % 2 == 0 else "odd"
+        record = {"subject": f"sample-{seed:06d}", "source": "run", "role": "synthetic", "seed": seed, "label": label}
+        writer.append(image, record)
+    folders.finish_folder(
+        out,
+        kind="samples",
+        settings={"steps": 25, "prompt": "/home/somebody/secret"},
+        seed=0,
+        inputs={"cohort": cohort.digest},
+        content=writer.close() | {"subjects": None, "subject_seed": 0, "generator": "diffusion"},
+    )
+    return out
+
+
+def release(world: Path, out: Path, name: str = "clean", **options: object) -> ReleaseResult:
+    options = {"policy": SMALL, "against": world / "cohort"} | options
+    return release_samples(samples=world / name, audit=world / f"audit-{name}", out=out, **options)
+
+
+def test_clean_samples_leave_in_every_format_and_the_bundle_verifies(world: Path, tmp_path: Path) -> None:
+    found = release(world, tmp_path / "out", formats=("png", "nifti", "dicom", "samples"))
+    assert found.gate.decision in ("RELEASE", "FILTERED"), [c for c in found.gate.clauses if not c.passed]
+    bundle = found.bundle
+    assert bundle is not None
+    checked = verify_bundle(bundle)
+    assert checked.passed, checked.problems
+    assert checked.images == found.gate.kept
+    assert found.search is not None
+    assert not found.search.leaks
+    subprocess.run(["sha256sum", "-c", "--quiet", "checksums.sha256"], cwd=bundle, check=True)
+    card = json.loads((bundle / "card.json").read_text())
+    assert card["decision"] == found.gate.decision
+    assert card["generator"]["sampling"] == {"steps": 25}
+    every = b"".join(path.read_bytes() for path in bundle.rglob("*") if path.is_file())
+    assert b"secret" not in every
+    assert str(world).encode() not in every
+
+
+def test_copies_are_removed_and_named_with_why(world: Path, tmp_path: Path) -> None:
+    found = release(world, tmp_path / "out", "copied", formats=("samples",))
+    assert found.gate.decision == "FILTERED", [c for c in found.gate.clauses if not c.passed]
+    left = open_images(found.bundle / "samples", kind="samples")
+    assert not set(left.numbers("seed").tolist()) & {0, 1, 2, 3}
+    assert len(left) == found.gate.kept == 40 - found.gate.removed - found.gate.removed_by_second
+
+
+def test_another_audit_holds_with_exit_code_three(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["release", str(world / "clean"), "--audit", str(world / "audit-copied"), "--out", str(out)]
+    assert run_command([*arguments, "--against", str(world / "cohort")]) == 3
+    said = capsys.readouterr().err
+    assert "not those that were audited" in said
+    assert not (out / "bundle").exists()
+    assert folders.read_header(out, kind="release").content["decision"] == "HELD"
+
+
+def test_a_missing_audit_holds_and_the_same_place_serves_again(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    held = release_samples(samples=world / "clean", audit=tmp_path / "nowhere", out=out)
+    assert (held.gate.decision, held.bundle) == ("HELD", None)
+    assert release(world, out).bundle is not None
+
+
+def test_a_changed_image_is_refused(world: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(world / "clean", changed)
+    chunk = changed / "images.zarr" / "c" / "0" / "0" / "0" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[7] ^= 1
+    chunk.write_bytes(bytes(content))
+    with pytest.raises(FolderError, match="image 0 was changed"):
+        release_samples(samples=changed, audit=world / "audit-clean", out=tmp_path / "out", against=world / "cohort")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_uncalibrated_audit_holds(make_pictures: Callable[..., Path], tmp_path: Path) -> None:
+    train, synthetic = make_pictures("train"), make_pictures("synthetic", seed=5)
+    audit_samples(synthetic=synthetic, train=train, out=tmp_path / "audit")
+    found = release_samples(samples=synthetic, audit=tmp_path / "audit", out=tmp_path / "out", train=train)
+    assert found.gate.decision == "HELD"
+    failed = {clause.name: clause for clause in found.gate.clauses if not clause.passed}
+    assert "calibrated" in failed
+
+
+def test_a_policy_that_nothing_can_meet_says_which_clause_and_by_how_much(world: Path, tmp_path: Path) -> None:
+    found = release(world, tmp_path / "out", policy=replace(SMALL, copy_rate=0.0001))
+    assert found.gate.decision == "HELD"
+    failed = {clause.name: clause for clause in found.gate.clauses if not clause.passed}
+    assert "percentage points above" in failed["copy rate"].gap
+    assert "planted" in failed["copy rate"].gap  # what would help
+
+
+def test_an_override_is_written_into_everything_that_leaves(world: Path, tmp_path: Path) -> None:
+    strict = replace(SMALL, copy_rate=0.0001)
+    why = "agreed with the ethics board"
+    found = release(world, tmp_path / "out", policy=strict, override=Override(why, "A. Berg"), formats=("png", "dicom"))
+    assert found.overridden
+    bundle = found.bundle
+    for name in ("card.json", "README.md", "datasheet.md", "card.html"):
+        assert why in (bundle / name).read_text(), name
+    with Image.open(next((bundle / "images" / "png").rglob("*.png"))) as picture:
+        assert any(why in str(value) for value in picture.info.values())
+    import pydicom
+
+    first = pydicom.dcmread(next((bundle / "images" / "dicom").rglob("*.dcm")))
+    assert why in str(first.ImageComments)
+    assert verify_bundle(bundle).passed
+
+
+def test_an_override_needs_a_reason(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--reason"):
+        release(world, tmp_path / "out", override=Override(" "))
+
+
+def test_a_missing_signature_holds_and_a_given_one_does_not(world: Path, tmp_path: Path) -> None:
+    signed = replace(SMALL, signatures=("data protection officer",))
+    assert release(world, tmp_path / "a", policy=signed).gate.decision == "HELD"
+    found = release(world, tmp_path / "b", policy=signed, signatures={"Data Protection Officer": "A. Berg"})
+    assert found.bundle is not None
+    with pytest.raises(SettingsError, match="asks for"):
+        release(world, tmp_path / "c", policy=signed, signatures={"king": "B"})
+
+
+def test_what_a_steward_calls_a_copy_is_removed(world: Path, tmp_path: Path) -> None:
+    decisions = {
+        "kind": "decisions",
+        "schema": 1,
+        "audit": folders.digest_of(world / "audit-clean", kind="audit"),
+        "name": "clean",
+        "made": "2026-01-01T00:00:00Z",
+        "by": "A. Berg",
+        "pairs": [{"query": 17, "reference": 3, "decision": "copy", "note": ""}],
+    }
+    place = tmp_path / "decisions.json"
+    place.write_text(json.dumps(decisions))
+    found = release(world, tmp_path / "out", decisions=[place], formats=("samples",))
+    assert found.gate.decision == "FILTERED"
+    assert 17 not in open_images(found.bundle / "samples", kind="samples").numbers("seed")
+    place.write_text(json.dumps(decisions | {"audit": "0" * 64}))
+    with pytest.raises(SettingsError, match="decisions"):
+        release(world, tmp_path / "other", decisions=[place])
+
+
+def test_a_finished_release_is_never_overwritten(world: Path, tmp_path: Path) -> None:
+    release(world, tmp_path / "out")
+    with pytest.raises(FolderError, match="finished"):
+        release(world, tmp_path / "out")
+
+
+def test_a_policy_with_typos_lists_all_of_them(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('copy_rat = 0.01\npower = "high"\n')
+    arguments = ["release", str(world / "clean"), "--audit", str(world / "audit-clean"), "--out", str(tmp_path / "out")]
+    assert run_command([*arguments, "--policy", str(policy)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert all(word in said for word in ("copy_rat", "power", "policy.toml"))
+    assert not (tmp_path / "out").exists()
