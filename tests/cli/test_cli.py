@@ -18,7 +18,9 @@ COMMANDS = (
     "adopt",
     "audit",
     "cohort",
+    "completion",
     "demo",
+    "doctor",
     "explain",
     "fidelity",
     "index",
@@ -28,12 +30,16 @@ COMMANDS = (
     "phantom",
     "prepare",
     "recipes",
+    "release",
+    "release-model",
     "report",
     "sample",
     "steps",
+    "study",
     "sweep",
     "train",
     "utility",
+    "verify",
 )
 
 

@@ -46,7 +46,7 @@ def study(
     scheduler
         Address of a Dask scheduler (tcp://host:8786) for cells that pass over data.
     only
-        Names of cells to run, with what they need: audit:*, run:brains/diffusion/*.
+        Names of cells to run, with what they need: ``audit:*``, ``run:brains/diffusion/*``.
     tracker
         Trackers that trainings write to.
     seed

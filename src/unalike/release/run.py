@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -504,7 +505,9 @@ def _read_measured(
     for place in map(Path, fidelity):
         check(place, "fidelity", folders.read_header(place, kind="fidelity").inputs)
         found = read_fidelity(place)
-        scores += [as_json(score) | {"features": found.features} for score in found.scores]
+        # The name of features that were learned ends in digits of what they were learned from.
+        features = re.sub(r"[ -]?\(?[0-9a-f]{8,}\)?$", "", found.features)
+        scores += [as_json(score) | {"features": features} for score in found.scores]
     tables: list[dict[str, Any]] = []
     for place in map(Path, utility):
         header = folders.read_header(place, kind="utility")
@@ -554,17 +557,25 @@ def _content(facts: AuditFacts) -> Mapping[str, Any]:
 def _tell_lost(
     before: Any, remainder: ImageFolder, rows: IntArray, facts: AuditFacts, second: AuditFacts | None
 ) -> dict[str, Any]:
-    """What filtering took away beside the copies: classes that grew rarer, and how alike what is left is."""
+    """What filtering took away beside the copies: classes that grew rarer, and how alike what is left is.
+
+    Empty where nothing was removed.
+    """
     counted = Counter(np.asarray(before).tolist())
     left = Counter(remainder.column("label")[rows].tolist())
     total = sum(counted.values())
-    labels = {
-        label or "none": {"before": number / total, "after": left[label] / max(len(rows), 1)}
+    if total == len(rows):
+        return {}
+    lost: dict[str, Any] = {
+        f"share of {label or 'all'}": f"{number / total:.1%} before, {left[label] / max(len(rows), 1):.1%} after"
         for label, number in sorted(counted.items())
+        if label
     }
-    sides = {"before": facts, "after": second}
-    alike = {name: _content(each).get("diversity") for name, each in sides.items() if each is not None}
-    return {"samples_before": total, "samples_after": len(rows), "labels": labels, "alike": alike}
+    names = {"samples_mean": "mean highest correlation with another sample", "spread": "variance, of that of train"}
+    for when, audit in (("before", facts), ("after", second)):
+        found = {} if audit is None else _content(audit).get("diversity") or {}
+        lost |= {f"{words}, {when}": found[name] for name, words in names.items() if name in found}
+    return lost
 
 
 def _note(gate: GateResult, override: Override | None) -> str:
