@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 import json
 import re
@@ -10,16 +11,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from unalike import folders
+from unalike.report import audit_view, write_report
 from unalike.report import desk as desk_module
-from unalike.report import figures, write_report
 from unalike.report.desk import PACKINGS, digest_script, find_shift, make_desk, move, read_script
 from unalike.report.read import Audit, read_audit
 
@@ -28,9 +29,17 @@ HOSTILE = "</script><script>alert('x')</script><!-- & \u2028"
 
 
 @pytest.fixture(autouse=True)
-def empty_figure_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The figure of pairs is no part of a page, and the slowest to draw."""
-    monkeypatch.setattr(figures, "draw_pairs", lambda *_, **__: Figure(figsize=(1, 1)))
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are no part of the desk, and the slowest to draw."""
+    monkeypatch.setattr(audit_view, "_draw_figures", lambda *_, **__: {})
+
+
+def add_to_evidence(folder: Path, **arrays: np.ndarray) -> Path:
+    """Change arrays of an audit's evidence, or add some."""
+    with np.load(folder / folders.EVIDENCE) as evidence:
+        kept = dict(evidence)
+    np.savez(folder / folders.EVIDENCE, **(kept | arrays))
+    return folder
 
 
 def blocks(html: str) -> dict[str, Any]:
@@ -129,6 +138,54 @@ def test_a_training_image_that_was_copied_twice_is_stored_once(make_audit: MakeA
     synthetic[:, 0, 5, 5] = range(4)
     found = blocks(write_report(make_audit(pictures=(synthetic, train), pairs=4, volumes=False)).read_text())
     assert len(found["pictures"]) == 5 - int((synthetic == train).all(axis=(1, 2, 3)).sum())
+
+
+def test_classes_are_told_and_older_audits_have_none(make_audit: MakeAudit) -> None:
+    older = write_report(make_audit("older")).read_text(encoding="utf-8")
+    assert blocks(older)["facts"]["classes"] == []
+    assert 'id="desk-class"' not in older
+    assert 'value="class"' not in older
+    assert "class of the" not in older
+    # Only what training images are can be filtered by.
+    drawn = add_to_evidence(make_audit("drawn"), synthetic_label=np.asarray(["a", "", "a"]))
+    html = write_report(drawn).read_text(encoding="utf-8")
+    assert 'id="desk-class"' not in html
+    assert [each.get("syntheticClass") for each in blocks(html)["facts"]["pairs"]] == ["a", None, "a"]
+    labelled = add_to_evidence(make_audit("labelled"), train_label=np.asarray(["", HOSTILE, "<b>"]))
+    html = write_report(labelled).read_text(encoding="utf-8")
+    facts = blocks(html)["facts"]
+    assert facts["classes"] == [HOSTILE, "<b>", ""]
+    assert {each.get("trainClass", "") for each in facts["pairs"]} == {"", "<b>", HOSTILE}
+    assert "<b></option>" not in html
+    assert html.count("<script") == 3
+
+
+def test_an_audit_keeps_the_classes_of_its_pairs() -> None:
+    run = pytest.importorskip("unalike.audit.run")
+    folder, nobody = (
+        SimpleNamespace(
+            images=np.zeros((4, 1, 2, 2)),
+            read=lambda rows: np.zeros((len(rows), 1, 2, 2), dtype=np.uint8),
+            column=lambda name, labels=labels: np.asarray(labels if name == "label" else list("abcd")),
+            numbers=lambda name: np.arange(4),
+        )
+        for labels in (["", "benign", "pre", "pro"], [""] * 4)
+    )
+    found = SimpleNamespace(
+        calibration=SimpleNamespace(p_values=np.array([0.9, 0.1, 0.5]), flagged=np.array([False, True, True])),
+        culprits=np.array([0, 2, 3]),
+    )
+    for drawn, expected in ((folder, ["pre", "benign"]), (nobody, ["", ""])):
+        copied = SimpleNamespace(
+            highest=np.array([0.2, 0.9, 0.8]),
+            queries=SimpleNamespace(folder=drawn, rows=np.array([3, 2, 1])),
+            references=SimpleNamespace(folder=folder, rows=np.arange(4)),
+        )
+        evidence = run._gather_evidence(copied, found, 2)
+        assert evidence["synthetic_label"].tolist() == expected
+        assert evidence["train_label"].tolist() == ["pre", "pro"]
+        assert evidence["synthetic_label"].dtype.kind == evidence["train_label"].dtype.kind == "U"
+        np.savez(io.BytesIO(), allow_pickle=False, **evidence)  # as an audit writes them
 
 
 def test_undefined_numbers_are_left_out(make_audit: MakeAudit) -> None:
@@ -267,8 +324,16 @@ class Desk:
         return self.browser.find_element("id", f"desk-{name}")
 
     def press(self, *keys: str) -> None:
-        for key in keys:
-            self.run("return document.activeElement") and self.browser.switch_to.active_element.send_keys(key)
+        """Press keys one by one, whatever has the focus; those before the last of a word are held."""
+        chains = importlib.import_module("selenium.webdriver").ActionChains
+        for word in keys:
+            chain = chains(self.browser)
+            for held in word[:-1]:
+                chain.key_down(held)
+            chain.send_keys(word[-1])
+            for held in word[:-1]:
+                chain.key_up(held)
+            chain.perform()
 
     def click(self, selector: str) -> None:
         self.run("document.querySelector(arguments[0]).click()", selector)
@@ -352,8 +417,8 @@ def opened(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
     """Open a page; what it kept from earlier tests is forgotten first."""
 
     def open_page(page: Path) -> Desk:
-        desk = Desk(browser, page)
-        desk.run("localStorage.clear(); window.onbeforeunload = undefined")
+        if browser.current_url == page.as_uri():
+            browser.execute_script("localStorage.clear()")
         return Desk(browser, page)
 
     return open_page
@@ -367,15 +432,17 @@ def written() -> list[Path]:
 
 @pytest.fixture
 def page(make_audit: MakeAudit, written: list[Path]) -> Path:
-    """Twelve pairs, five of them flagged, of eight subjects; each with a p-value and a similarity of its own."""
+    """Twelve pairs, five flagged, of eight subjects and two classes; each with a p-value and similarity of its own."""
     if not written:
         folder = make_audit(pairs=12, synthetic=40, copied=0.5, channels=("t1", "mask"), compared=("t1",))
-        with np.load(folder / folders.EVIDENCE) as evidence:
-            arrays = dict(evidence)
-        arrays["flagged"] = np.arange(12) < 5
-        arrays["p_value"] = np.linspace(0.01, 0.9, 12)
-        arrays["similarity"] = np.linspace(0.99, 0.44, 12)[::-1]
-        np.savez(folder / folders.EVIDENCE, **arrays)
+        add_to_evidence(
+            folder,
+            flagged=np.arange(12) < 5,
+            p_value=np.linspace(0.01, 0.9, 12),
+            similarity=np.linspace(0.99, 0.44, 12)[::-1],
+            synthetic_label=np.asarray(["glioma"] * 12),
+            train_label=np.asarray(["", "no tumour", "glioma"] * 4),
+        )
         written.append(write_report(folder))
     return written[0]
 
@@ -467,7 +534,21 @@ def test_filters_and_orders(opened: Callable[..., Desk], page: Path) -> None:
     assert desk.queries == [each["query"] for each in sorted(pairs, key=lambda each: each["subject"])]
     desk.fill("sort", "query")
     assert desk.queries == sorted(each["query"] for each in pairs)
+    desk.fill("sort", "class")
+    ranks = {"glioma": 0, "no tumour": 1, "": 2}
+    assert desk.queries == [each["query"] for each in sorted(pairs, key=lambda each: ranks[each.get("trainClass", "")])]
     desk.fill("sort", "p")
+    choices = desk.run("return [...document.getElementById('desk-class').options].map(each => each.text)")
+    assert choices == ["all", "glioma", "no tumour", "none"]
+    for choice, name in enumerate(("glioma", "no tumour", "")):
+        desk.fill("class", str(choice))
+        assert desk.queries == [each["query"] for each in pairs if each.get("trainClass", "") == name]
+        assert desk.text("count") == "4 of 12 pairs shown"
+        told = desk.text("numbers")
+        assert "synthetic classglioma" in told
+        assert (f"training class{name}" in told) if name else ("training class" not in told)
+    desk.click("#desk-reset")
+    assert len(desk.queries) == 12
     desk.fill("flagged", "yes")
     assert desk.queries == [each["query"] for each in pairs[:5]]
     assert desk.text("count") == "5 of 12 pairs shown"
@@ -528,11 +609,19 @@ def test_views_zoom_and_channels(opened: Callable[..., Desk], page: Path) -> Non
     assert desk.run("return document.getElementById('desk-mix').hidden")
     desk.press("s")
     assert desk.run(seen)[:2] == ["synthetic", "train"]
+    row = "return document.querySelector('#desk-list img').src"
+    listed = desk.run(row)
     desk.fill("channel", "1")
     for _ in range(200):
         if desk.drawn("synthetic") != whole:
             break
         time.sleep(0.02)
+    for _ in range(200):
+        if desk.run(row) != listed:
+            break
+        time.sleep(0.02)
+    found = blocks(page.read_text(encoding="utf-8"))
+    assert desk.run(row).endswith("," + found["pictures"][found["facts"]["pairs"][0]["pictures"][1][0]])
     assert "channel mask" in desk.run("return document.querySelector('[data-figure=train]').getAttribute('aria-label')")
 
 

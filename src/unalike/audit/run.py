@@ -348,26 +348,30 @@ def _query_table(copied: Comparison, found: _Found, channels: list[int]) -> pa.T
 
 
 def _gather_evidence(copied: Comparison, found: _Found, pairs: int) -> dict[str, Any]:
-    """Pictures of the pairs that speak most for a copy, and the slices before and after the matched one."""
+    """Pictures of the pairs that speak most for a copy, their classes, and the slices beside the matched one."""
     calibration, highest = found.calibration, np.nan_to_num(copied.highest, nan=-2.0)
     p_values = np.nan_to_num(calibration.p_values, nan=2.0)
     order = np.lexsort((-highest, p_values, ~calibration.flagged))[:pairs]
     order = order[np.isfinite(copied.highest[order])]
     matched = found.culprits[order]
-    folder = copied.references.folder
+    folder, drawn = copied.references.folder, copied.queries.folder
+    rows = copied.queries.rows[order]
     neighbours = _neighbours(copied.references, matched)
     return {
-        "synthetic": copied.queries.folder.read(copied.queries.rows[order]),
+        "synthetic": drawn.read(rows),
         "train": folder.read(matched),
         "neighbours": folder.read(neighbours.reshape(-1).clip(0)).reshape(len(order), 2, *folder.images.shape[1:]),
         "neighbour_valid": neighbours >= 0,
-        "synthetic_index": copied.queries.rows[order],
+        "synthetic_index": rows,
         "train_index": matched,
         "train_subject": folder.column("subject")[matched],
+        # Classes, "" where there is none.
+        "synthetic_label": drawn.column("label")[rows],
+        "train_label": folder.column("label")[matched],
         "similarity": copied.highest[order],
         "flagged": calibration.flagged[order],
         "p_value": calibration.p_values[order],
-        "seed": copied.queries.folder.numbers("seed")[copied.queries.rows[order]],
+        "seed": drawn.numbers("seed")[rows],
     }
 
 

@@ -527,7 +527,7 @@ def _plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         entries = value if isinstance(value, list) else [value]
         if all(not isinstance(each, Mapping) and "/" not in str(each) and "\\" not in str(each) for each in entries):
-            plain[name] = value
+            plain[name] = "none" if value == "" else value
     return plain
 
 

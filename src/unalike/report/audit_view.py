@@ -56,6 +56,8 @@ class PairView:
     train_index: int
     seed: int
     subject: str
+    synthetic_label: str
+    train_label: str
     similarity: float
     correlation: float
     measure: str
@@ -200,6 +202,8 @@ def _view_pair(pairs: Pairs, row: int, channels: tuple[ChannelView, ...]) -> Pai
         train_index=int(pairs.train_index[row]),
         seed=int(pairs.seed[row]),
         subject=str(pairs.train_subject[row]),
+        synthetic_label=str(pairs.synthetic_label[row]),
+        train_label=str(pairs.train_label[row]),
         similarity=float(pairs.similarity[row]),
         correlation=float(pairs.correlation[row]),
         measure=str(pairs.measure[row]),

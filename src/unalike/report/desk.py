@@ -27,8 +27,8 @@ from unalike.report.read import Audit, Pairs, Pixels
 
 # How far a training image is moved to lie on the synthetic one: this share of the shorter side.
 REACH = 1 / 32
-# Pairs from which the size of all is estimated; the rest of a packing is only made where it is likely to fit.
-SAMPLED = 16
+# Pairs from which the size of all is estimated: only one packing is made of all pairs, or where that is close, two.
+SAMPLED = 24
 
 Shift = tuple[int, int]
 
@@ -58,8 +58,9 @@ class Desk:
     """The desk as the template shows it.
 
     ``script`` and the two blocks of data are safe inside ``<script>``; ``policy`` allows that one script by its
-    digest. ``channels`` are their names, ``subjects`` the pseudonyms that have a pair, and ``notes`` what the page must
-    say about its pictures.
+    digest. ``channels`` are their names, ``subjects`` the pseudonyms that have a pair, ``classes`` those of the
+    training images ("" last if some have none; empty if all have none), and ``notes`` what the page must say about its
+    pictures.
     """
 
     script: Markup
@@ -68,21 +69,29 @@ class Desk:
     pictures: Markup
     channels: tuple[str, ...]
     subjects: frozenset[str]
+    classes: tuple[str, ...]
     notes: tuple[str, ...]
 
 
 @dataclass
 class _Store:
-    """Pictures in base64, each kept once: many synthetic images may be copies of the same training image."""
+    """Pictures in base64, each packed once: many synthetic images may be copies of the same training image."""
 
+    packing: Packing
     budget: int
-    places: dict[str, int] = field(default_factory=dict)
+    data: list[str] = field(default_factory=list)
+    places: dict[tuple[bytes, pictures.Window], int] = field(default_factory=dict)
 
-    def add(self, data: str) -> int:
-        if data not in self.places:
-            self.places[data] = len(self.places)
-            self.budget -= len(data) + 3  # quotation marks and a comma
-        return self.places[data]
+    def add(self, pixels: Pixels, window: pictures.Window) -> int:
+        key = _key(pixels, window)
+        if key not in self.places:
+            packed = pictures.pack_picture(
+                pixels, window=window, largest=self.packing.side, quality=self.packing.quality
+            )
+            self.places[key] = len(self.data)
+            self.data.append(packed)
+            self.budget -= len(packed) + 3  # quotation marks and a comma
+        return self.places[key]
 
 
 def make_desk(audit: Audit, *, budget: int) -> Desk | None:
@@ -102,20 +111,22 @@ def make_desk(audit: Audit, *, budget: int) -> Desk | None:
         pictures.show_window(pairs.synthetic[:, place], pairs.train[:, place], compared=name in audit.compared)
         for place, name in enumerate(audit.channels)
     ]
-    packing, store, packed = _pack(pairs, [shift for shift, _ in found], windows, budget=budget)
+    store, packed = _pack(pairs, [shift for shift, _ in found], windows, budget=budget)
     rows = [
         _tell(pairs, row, shift=shift, laid=laid, packed=packed[row] if row < len(packed) else None)
         for row, (shift, laid) in enumerate(found)
     ]
+    classes = _classes(pairs)
     facts = {
         "audit": folders.digest_of(audit.folder, kind="audit"),
         "name": audit.name,
         "canFlag": audit.can_flag,
         "channels": list(audit.channels),
         "size": list(audit.size),
-        "type": "image/webp" if packing.quality else "image/png",
+        "type": "image/webp" if store.packing.quality else "image/png",
         "full": figures.DIFFERENCE_FULL,
         "palette": pictures.difference_palette().tolist(),
+        "classes": list(classes),
         "pairs": rows,
     }
     script = read_script()
@@ -123,10 +134,11 @@ def make_desk(audit: Audit, *, budget: int) -> Desk | None:
         script=Markup(script),  # noqa: S704 - our own file
         policy=f"script-src '{digest_script(script)}'; ",
         facts=_embed(facts),
-        pictures=_embed(list(store.places)),
+        pictures=_embed(store.data),
         channels=audit.channels,
         subjects=frozenset(pairs.train_subject.tolist()),
-        notes=_note(audit, packing, left_out=len(pairs) - len(packed)),
+        classes=classes,
+        notes=_note(audit, store.packing, left_out=len(pairs) - len(packed)),
     )
 
 
@@ -195,51 +207,72 @@ def move(image: Pixels, shift: Shift) -> Pixels:
 
 def _pack(
     pairs: Pairs, shifts: list[Shift], windows: list[pictures.Window], *, budget: int
-) -> tuple[Packing, _Store, list[list[list[int]]]]:
-    """Pack pictures as well as the budget allows. If nothing fits, the last pairs go without."""
+) -> tuple[_Store, list[list[list[int]]]]:
+    """Pack pictures as well as the budget allows. If nothing fits, the last pairs go without.
+
+    Which packing fits is estimated from some pairs: their characters a picture times the different pictures of all.
+    """
     sampled = sorted(set(np.linspace(0, len(pairs) - 1, SAMPLED).round().astype(int).tolist()))
+    different = _count(pairs, shifts, windows)
     for packing in PACKINGS:
-        trial = _Store(budget)
-        for row in sampled:
-            _pack_pair(pairs, row, shifts[row], windows, packing, trial)
         last = packing is PACKINGS[-1]
-        if not last and (budget - trial.budget) * len(pairs) / len(sampled) > 1.1 * budget:
+        trial = _Store(packing, budget)
+        for row in sampled:
+            _pack_pair(pairs, row, shifts[row], windows, trial)
+        if not last and (budget - trial.budget) * different > 1.02 * budget * len(trial.data):
             continue
-        store, packed = _Store(budget), list[list[list[int]]]()
+        store, packed = _Store(packing, budget), list[list[list[int]]]()
         for row, shift in enumerate(shifts):
-            before = dict(store.places) if last else store.places
-            packed.append(_pack_pair(pairs, row, shift, windows, packing, store))
+            before = len(store.data)
+            packed.append(_pack_pair(pairs, row, shift, windows, store))
             if store.budget < 0:
-                if last:
-                    store.places = before
-                    packed.pop()
                 break
-        if store.budget >= 0 or last:
-            break
-    return packing, store, packed
+        if store.budget >= 0:
+            return store, packed
+    del store.data[before:], packed[-1]
+    return store, packed
 
 
-def _pack_pair(
-    pairs: Pairs, row: int, shift: Shift, windows: list[pictures.Window], packing: Packing, store: _Store
-) -> list[list[int]]:
+def _pack_pair(pairs: Pairs, row: int, shift: Shift, windows: list[pictures.Window], store: _Store) -> list[list[int]]:
     """Store one pair's pictures. For each channel: where synthetic, train, before and after lie; −1 is none."""
-    packed = []
-    for channel, window in enumerate(windows):
-        shown: list[Pixels | None] = [pairs.synthetic[row, channel], move(pairs.train[row, channel], shift)]
-        for side in (0, 1):
-            kept = packing.neighbours and pairs.neighbour_valid[row, side]
-            shown.append(move(pairs.neighbours[row, side, channel], shift) if kept else None)
-        packed.append(
-            [
-                -1
-                if each is None
-                else store.add(
-                    pictures.pack_picture(each, window=window, largest=packing.side, quality=packing.quality)
-                )
-                for each in shown
-            ]
-        )
-    return packed
+    return [
+        [
+            -1 if each is None else store.add(each, window)
+            for each in _shown(pairs, row, channel, shift, neighbours=store.packing.neighbours)
+        ]
+        for channel, window in enumerate(windows)
+    ]
+
+
+def _shown(pairs: Pairs, row: int, channel: int, shift: Shift, *, neighbours: bool) -> list[Pixels | None]:
+    """One channel of a pair: synthetic, train, before and after as they lie."""
+    beside = [
+        move(pairs.neighbours[row, side, channel], shift) if neighbours and pairs.neighbour_valid[row, side] else None
+        for side in (0, 1)
+    ]
+    return [pairs.synthetic[row, channel], move(pairs.train[row, channel], shift), *beside]
+
+
+def _key(pixels: Pixels, window: pictures.Window) -> tuple[bytes, pictures.Window]:
+    return hashlib.sha256(pixels.tobytes()).digest(), window
+
+
+def _count(pairs: Pairs, shifts: list[Shift], windows: list[pictures.Window]) -> int:
+    """Count the different pictures of all pairs."""
+    found = {
+        _key(each, window)
+        for row, shift in enumerate(shifts)
+        for channel, window in enumerate(windows)
+        for each in _shown(pairs, row, channel, shift, neighbours=True)
+        if each is not None
+    }
+    return len(found)
+
+
+def _classes(pairs: Pairs) -> tuple[str, ...]:
+    """Classes of the training images by name, "" last; none where no pair has one."""
+    found = set(pairs.train_label.tolist())
+    return tuple(sorted(found, key=lambda name: (not name, name))) if found - {""} else ()
 
 
 def _tell(pairs: Pairs, row: int, *, shift: Shift, laid: float, packed: list[list[int]] | None) -> dict[str, Any]:
@@ -262,6 +295,8 @@ def _tell(pairs: Pairs, row: int, *, shift: Shift, laid: float, packed: list[lis
         "turned": str(pairs.pose[row]) != AS_IT_IS,
         "shift": list(shift),
     }
+    classes = {"syntheticClass": str(pairs.synthetic_label[row]), "trainClass": str(pairs.train_label[row])}
+    told |= {name: label for name, label in classes.items() if label}
     if pairs.seed[row] >= 0:
         told["seed"] = int(pairs.seed[row])
     if packed is not None:

@@ -98,15 +98,23 @@ def _scaled(pixels: Pixels, window: Window) -> FloatArray:
     return np.clip((pixels.astype(np.float64) - low) / (high - low), 0.0, 1.0)
 
 
+def _grey(pixels: Pixels, window: Window) -> FloatArray:
+    """Values from 0 (black) to 255; 8-bit pixels in their whole range are that already."""
+    if pixels.dtype == np.uint8 and window == (0.0, 255.0):
+        return pixels.astype(np.float64)
+    return _scaled(pixels, window) * 255.0
+
+
 def pack_picture(pixels: Pixels, *, window: Window, largest: int, quality: int) -> str:
     """One channel in grey, at most ``largest`` pixels a side, in base64: PNG, or WebP of a ``quality`` above 0.
 
     A PNG of 8-bit pixels in their whole range that need no reduction holds the very pixels.
     """
-    grey = np.rint(_reduce(_scaled(pixels, window) * 255.0, largest)).astype(np.uint8)
+    grey = np.rint(_reduce(_grey(pixels, window), largest)).astype(np.uint8)
     stream = io.BytesIO()
     if quality:
-        Image.fromarray(grey).convert("RGB").save(stream, format="WEBP", quality=quality, method=4)
+        # Higher methods take two to four times as long, and pictures with noise become no smaller.
+        Image.fromarray(grey).convert("RGB").save(stream, format="WEBP", quality=quality, method=1)
     else:
         Image.fromarray(grey).save(stream, format="PNG", compress_level=9)
     return base64.b64encode(stream.getvalue()).decode("ascii")

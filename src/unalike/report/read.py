@@ -68,6 +68,8 @@ STORED = (
     "seed",
     "train_subject",
 )
+# Arrays that older audits lack: classes, "" where there is none.
+LABELS = ("synthetic_label", "train_label")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Pairs:
     image in its volume, where ``neighbour_valid`` says that there are any. Where the match was found in another
     ``pose``, training image and neighbours are already turned to lie as the synthetic image does.
     ``similarity`` is the highest correlation with any training image, nothing turned; ``correlation`` that of the two
-    pictures as shown. ``measure`` (which spoke loudest) is empty in audits that had only one.
+    pictures as shown. ``measure`` (which spoke loudest) is empty in audits that had only one, and labels (classes) are
+    empty where an image has none and in audits that did not write them.
     """
 
     synthetic: Pixels
@@ -94,6 +97,8 @@ class Pairs:
     flagged: BoolArray
     seed: IntArray
     train_subject: TextArray
+    synthetic_label: TextArray
+    train_label: TextArray
     measure: TextArray
     pose: TextArray
 
@@ -437,6 +442,8 @@ def _read_pairs(
     path = folder / folders.EVIDENCE
     with damaged(path), path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         stored = {name: arrays[name] for name in STORED}
+        nothing = np.full(len(stored["similarity"]), "")
+        stored |= {name: arrays[name].astype(np.str_) if name in arrays else nothing for name in LABELS}
         expected = (len(stored["similarity"]), len(channels), *size)
         if stored["synthetic"].shape != expected or stored["train"].shape != expected:
             raise ValueError(f"its pictures are not {expected} as the header says")

@@ -41,7 +41,6 @@ _OPTIONAL = (
     ("tensorboard", "train --tracker tensorboard", "pip install tensorboard"),
     ("mlflow", "train --tracker mlflow", "pip install mlflow"),
     ("wandb", "train --tracker wandb", "pip install wandb"),
-    ("highdicom", "DICOM files with segmentations", "pip install highdicom"),
 )
 _LIBJPEG = "pip install pylibjpeg pylibjpeg-libjpeg (GPL), or pip install python-gdcm"
 _OPENJPEG = "pip install pylibjpeg pylibjpeg-openjpeg"

@@ -34,6 +34,7 @@
     return p.toFixed(Math.max(1, 1 - Math.floor(Math.log10(p))));
   };
   const nameOf = (pair) => `${pair.query}-${pair.reference}`;
+  const classOf = (pair) => pair.trainClass || ""; // a pair's class is that of the training image
 
   // ---------------------------------------------------------------- decisions
 
@@ -206,7 +207,7 @@
         "span",
         { class: "desk-row" },
         line("b", `Synthetic ${count(pair.query)}`, make("span", { class: "desk-own" })),
-        line("span", `train ${count(pair.reference)} · ${pair.subject}`),
+        line("span", [`train ${count(pair.reference)}`, pair.subject, classOf(pair)].filter(Boolean).join(" · ")),
         line("span", `p ${chance(pair.p)} · r ${signed(pair.correlation, 3)}`, ...flag)
       )
     );
@@ -224,12 +225,15 @@
     if (decision) own.append(make("span", { class: "desk-mark", "data-decision": decision }, decision));
   };
 
+  const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
   const LAST = Number.MAX_VALUE; // undefined numbers come last
   const ORDERS = {
     p: () => 0, // as the audit ranks them: flagged first, then small p-values
     similarity: (a, b) => (b.similarity ?? -LAST) - (a.similarity ?? -LAST),
     correlation: (a, b) => (b.correlation ?? -LAST) - (a.correlation ?? -LAST),
-    subject: (a, b) => (a.subject < b.subject ? -1 : a.subject > b.subject ? 1 : 0),
+    subject: (a, b) => compare(a.subject, b.subject),
+    // In the order of the filter: by name, those without a class last.
+    class: (a, b) => facts.classes.indexOf(classOf(a)) - facts.classes.indexOf(classOf(b)),
     query: (a, b) => a.query - b.query,
   };
 
@@ -237,12 +241,14 @@
     const words = byId("find").value.trim().toLowerCase();
     const flagged = byId("flagged").value;
     const state = byId("state").value;
+    const wanted = byId("class") && byId("class").value; // only where a pair has a class
     const [from, to] = ["from", "to"].map((id) => byId(id).valueAsNumber);
     return (pair) => {
       const { decision } = entryOf(pair);
       if (words && !pair.subject.toLowerCase().includes(words) && ![pair.query, pair.reference].includes(Number(words)))
         return false;
       if (flagged && pair.flagged !== (flagged === "yes")) return false;
+      if (wanted && classOf(pair) !== facts.classes[wanted]) return false;
       if (state && (state === "undecided" ? decision !== "" : decision !== state)) return false;
       if (Number.isFinite(from) && !(pair.similarity >= from)) return false;
       return !(Number.isFinite(to) && !(pair.similarity <= to));
@@ -321,6 +327,8 @@
       ["shift", moved.join(", ") || "none"],
       ["seed", pair.seed === undefined ? "unknown" : String(pair.seed)],
       ["subject", make("code", {}, pair.subject)],
+      ...(pair.syntheticClass ? [["synthetic class", pair.syntheticClass]] : []),
+      ...(pair.trainClass ? [["training class", pair.trainClass]] : []),
       ["synthetic image", count(pair.query)],
       ["training image", count(pair.reference)],
     ];
@@ -536,7 +544,7 @@
   for (const button of desk.querySelectorAll("button[data-view]"))
     button.addEventListener("click", () => show(button.dataset.view));
   const reset = () => {
-    for (const id of ["find", "flagged", "state", "from", "to"]) byId(id).value = "";
+    for (const id of ["find", "flagged", "state", "class", "from", "to"]) if (byId(id)) byId(id).value = "";
     list();
   };
   const clicks = {
@@ -554,7 +562,7 @@
   };
   for (const [id, act] of Object.entries(clicks)) byId(id).addEventListener("click", act);
   for (const id of ["find", "from", "to"]) byId(id).addEventListener("input", list);
-  for (const id of ["flagged", "state", "sort"]) byId(id).addEventListener("change", list);
+  for (const id of ["flagged", "state", "class", "sort"]) byId(id)?.addEventListener("change", list);
   byId("note").addEventListener("input", () => current() && change(current(), { note: byId("note").value }));
   byId("by").addEventListener("input", remember);
   byId("opacity").addEventListener("input", draw);
