@@ -27,7 +27,7 @@ from unalike.release.run import Override, ReleaseResult, release_samples
 from unalike.release.verify import verify_bundle
 
 # Few holdout subjects and few images: the budget is as wide as such a small world can meet.
-SMALL = ReleasePolicy(copy_rate=0.15, exposed=0.5, second="local", second_power=0.5)
+SMALL = ReleasePolicy(copy_rate=0.2, exposed=0.5, closer=1.0, second="local", second_power=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             synthetic=place / name,
             against=place / "cohort",
             out=place / f"audit-{name}",
-            settings=AuditSettings(planted=32, level=0.05),
+            settings=AuditSettings(planted=20),
         )
     return place
 
@@ -75,6 +75,23 @@ def write_samples(out: Path, images: np.ndarray, cohort: ImageFolder) -> Path:
         content=writer.close() | {"subjects": None, "subject_seed": 0, "generator": "diffusion"},
     )
     return out
+
+
+@pytest.fixture(autouse=True)
+def one_second_audit_of_the_same_images(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tests release the same images: what the second audit found of them is kept."""
+    from unalike.release import run as room
+
+    def audit_once(*, synthetic: Path, out: Path, **options: object) -> None:
+        name = open_images(synthetic, kind="samples").header.content["images_digest"][:16]
+        kept = world / f"kept-{name}"
+        if not kept.is_dir():
+            audit_samples(synthetic=synthetic, out=out, **options)
+            shutil.copytree(out, kept)
+        elif not out.is_dir():
+            shutil.copytree(kept, out)
+
+    monkeypatch.setattr(room, "audit_samples", audit_once)
 
 
 def release(world: Path, out: Path, name: str = "clean", **options: object) -> ReleaseResult:
@@ -223,3 +240,103 @@ def test_a_policy_with_typos_lists_all_of_them(world: Path, tmp_path: Path, caps
     assert said.count("\n") == 1
     assert all(word in said for word in ("copy_rat", "power", "policy.toml"))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_audit_of_other_images_cannot_be_overruled(world: Path, tmp_path: Path) -> None:
+    found = release_samples(
+        samples=world / "clean",
+        audit=world / "audit-copied",
+        against=world / "cohort",
+        out=tmp_path / "out",
+        policy=SMALL,
+        override=Override("in a hurry"),
+    )
+    assert (found.gate.decision, found.bundle) == ("HELD", None)
+    assert not (tmp_path / "out" / "bundle").exists()
+
+
+def test_a_bundle_gets_its_place_only_when_it_was_searched(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unalike.release import run as room
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "search_bundle", stop)
+        with pytest.raises(KeyboardInterrupt):
+            release(world, tmp_path / "out")
+    assert not (tmp_path / "out" / "bundle").exists()
+    assert verify_bundle(release(world, tmp_path / "out").bundle).passed
+
+
+def test_a_find_of_the_search_takes_the_bundle_away_whatever_anybody_says(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unalike.release import run as room
+    from unalike.release.leaks import Leak
+
+    real = room.search_bundle
+
+    def find(bundle: Path, cohort: Path) -> object:
+        return replace(real(bundle, cohort), leaks=(Leak("images/x.png", "decoded picture", "training image", "one"),))
+
+    monkeypatch.setattr(room, "search_bundle", find)
+    found = release(world, tmp_path / "out", override=Override("never mind"))
+    assert (found.gate.decision, found.bundle) == ("HELD", None)
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_stewards_who_disagree_are_told_so(world: Path, tmp_path: Path) -> None:
+    places = []
+    for number, decision in enumerate(("copy", "not a copy")):
+        document = {
+            "kind": "decisions",
+            "schema": 1,
+            "audit": folders.digest_of(world / "audit-clean", kind="audit"),
+            "pairs": [{"query": 3, "reference": 0, "decision": decision, "note": ""}],
+        }
+        places.append(tmp_path / f"{number}.json")
+        places[-1].write_text(json.dumps(document))
+    with pytest.raises(SettingsError, match="image 3"):
+        release(world, tmp_path / "out", decisions=places)
+
+
+@pytest.mark.parametrize("inside", ["clean", "cohort", "audit-clean"])
+def test_a_release_lies_in_no_folder_that_it_is_made_of(world: Path, inside: str) -> None:
+    with pytest.raises(SettingsError, match="only read"):
+        release(world, world / inside / "release")
+    assert not (world / inside / "release").exists()
+
+
+def test_what_only_an_override_could_release_and_nothing_is_left_of_is_held(world: Path, tmp_path: Path) -> None:
+    cohort = open_images(world / "cohort")
+    copies = write_samples(tmp_path / "copies", cohort.read(cohort.rows("train")[:30]), cohort)
+    audit_samples(
+        synthetic=copies, against=cohort.path, out=tmp_path / "audit", settings=AuditSettings(planted=8, pairs=4)
+    )
+    found = release_samples(
+        samples=copies,
+        audit=tmp_path / "audit",
+        against=cohort.path,
+        out=tmp_path / "out",
+        policy=SMALL,
+        override=Override("all of them"),
+    )
+    assert (found.gate.decision, found.bundle, found.gate.kept) == ("HELD", None, 0)
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_bundle(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unalike.errors import RunError
+    from unalike.release import run as room
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr(room, "write_images", full)
+    with pytest.raises(RunError, match="No space left"):
+        release(world, tmp_path / "out")
+    assert not (tmp_path / "out" / "bundle").exists()

@@ -86,7 +86,8 @@ def study(
         print("\n".join(f"written: {path}" for path in result.files if path.suffix in (".html", ".md")))
     if result.failed:
         names = ", ".join(done.cell.name for done in result.failed)
-        raise RunError(f"{len(result.failed)} cells failed: {names}. Mend the cause and repeat the command.")
+        count = "1 cell" if len(result.failed) == 1 else f"{len(result.failed)} cells"
+        raise RunError(f"{count} failed: {names}. Mend the cause and repeat the command.")
 
 
 def _read_sources(given: tuple[str, ...]) -> dict[str, Path]:

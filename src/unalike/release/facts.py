@@ -20,7 +20,7 @@ from pyarrow import ArrowException
 
 from unalike import folders
 from unalike.errors import FolderError, SettingsError
-from unalike.records import FloatArray, IntArray, estimate_from_json
+from unalike.records import Estimate, FloatArray, IntArray, estimate_from_json
 
 # The audit's own, in modules that import torch; a test holds them equal.
 PLAIN_COPIES = ("none", "noise, sd 5 of 255")  # audit/verdict.py
@@ -50,7 +50,8 @@ class AuditFacts:
     ``planted`` plain copies (of the kind, of `PLAIN_COPIES`, of which fewest were found) were planted and ``caught`` of
     them found, 0 of 0 where that was not measured; ``sham`` is the share of holdout images that the same change made
     look copied, NaN where unknown. ``by_measure`` has (caught, planted) of each measure alone, of the kind it is
-    weakest at. ``rejected`` counts samples that a guard rejected while these were drawn: copies went with them that
+    weakest at. ``closer`` is the share of samples closer to train than to as many holdout images, None where it was not
+    measured. ``rejected`` counts samples that a guard rejected while these were drawn: copies went with them that
     no p-value here speaks of.
     """
 
@@ -81,6 +82,7 @@ class AuditFacts:
     pictured: IntArray
     digest: str
     rejected: int = 0
+    closer: Estimate | None = None
 
 
 def limit_of(smallest_p: float) -> float:
@@ -106,6 +108,7 @@ def read_facts(audit: Path) -> AuditFacts:
             raise ValueError(f"its flags are not those of {folders.QUERIES}")
         volumes = {str(vote["volume"]) for vote in content.get("volumes") or [] if vote["flagged"]}
         by_volume = np.isin(table.subjects, sorted(volumes)) if volumes else np.zeros(len(table.queries), np.bool_)
+        closer = (content.get("estimates") or {}).get("closer_to_train_share")
         planted = _read_planted(content.get("power") or [])
         warnings = tuple(str(warning) for warning in verdict["warnings"])
         measures = [str(measure["name"]) for measure in content.get("measures") or []]
@@ -137,6 +140,7 @@ def read_facts(audit: Path) -> AuditFacts:
             pictured=pictured,
             digest=folders.digest_file(header.path),
             rejected=_count_rejected(warnings),
+            closer=None if closer is None else estimate_from_json(closer),
         )
 
 

@@ -165,6 +165,7 @@ def judge(
         _judge_calibration(policy, facts),
         _judge_power(policy, facts),
         _judge_exposure(policy, facts),
+        _judge_closeness(policy, facts),
         _judge_kept(policy, kept, facts.rejected + len(facts.queries)),
         _judge_copies(policy, facts, screening, copies),
         *_judge_second(policy, facts, second, remainder=len(remainder), found=int(found.sum())),
@@ -339,6 +340,20 @@ def _judge_exposure(policy: ReleasePolicy, facts: AuditFacts) -> Clause:
     )
 
 
+def _judge_closeness(policy: ReleasePolicy, facts: AuditFacts) -> Clause:
+    wanted = f"not surely more than {_percent(policy.closer)} of the samples closer to train than to the holdout"
+    share = facts.closer
+    if share is None or math.isnan(share.low):
+        return Clause("closer to train", wanted, "not measured", True)
+    passed = share.low <= policy.closer + _SLACK
+    gap = (
+        f"{_points(share.low - policy.closer)} above: the samples lean on the training subjects, though none may be a "
+        "copy of one. Train on more subjects or for fewer steps."
+    )
+    found = f"{_percent(share.value)} ({_percent(share.low)} to {_percent(share.high)})"
+    return Clause("closer to train", wanted, found, passed, "" if passed else gap)
+
+
 def _judge_kept(policy: ReleasePolicy, kept: int, n: int) -> Clause:
     share = kept / max(n, 1)
     passed = n > 0 and kept > 0 and share >= policy.kept - _SLACK
@@ -393,6 +408,9 @@ def _judge_second(
     policy: ReleasePolicy, facts: AuditFacts, second: AuditFacts | None, *, remainder: int, found: int
 ) -> tuple[Clause, ...]:
     measure = policy.second
+    if second is None:
+        wish = f"what remains audited again, with the measure {measure}"
+        return (Clause("second audit made", wish, "not reached: it is made where all else passes", False),)
     problem = "there is none." if second is None else _misfit(policy, facts, second, remainder)
     made = Clause(
         "second audit made",

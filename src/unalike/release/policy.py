@@ -38,6 +38,11 @@ class ReleasePolicy:
     exposed: float = 0.05
     """Largest share of training subjects whose images the generator reproduced, before anything is removed."""
 
+    closer: float = 0.75
+    """Largest share of samples that lie closer to the training images than to as many holdout images, of which one half
+    is expected: the lower bound of its 95 % interval must not exceed it. A generator can lean on its training subjects
+    without copying any of them alone."""
+
     kept: float = 0.5
     """Least share of the samples that must remain when copies are removed."""
 

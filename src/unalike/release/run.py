@@ -26,6 +26,7 @@ from unalike.audit.settings import AuditSettings
 from unalike.cohort.roles import Roles, open_roles
 from unalike.cohort.settings import PictureSettings
 from unalike.cohort.store import ImageFolder, ImageWriter, open_images, verify_images
+from unalike.devices import pick_device
 from unalike.engine import show_progress, tell
 from unalike.errors import FolderError, RunError, SettingsError
 from unalike.fidelity.result import read_fidelity
@@ -145,6 +146,8 @@ def release_samples(
         facts = read_facts(Path(audit))
     except FolderError as error:
         return _hold_unaudited(out, wanted, seed, str(error), override)
+    _check_place(out, [samples, audit, against, train, holdout, *fidelity, *utility])
+    pick_device(device)  # one that is not there is told before anything is done
     named = _Real(*(None if path is None else Path(path) for path in (against, train, holdout)))
     real = _find_real(facts, Path(samples), Path(audit), named)
     pictures = PictureSettings(**{each.name: facts.settings[each.name] for each in fields(PictureSettings)})
@@ -152,13 +155,17 @@ def release_samples(
     with open_roles(
         synthetic=Path(samples), against=real.against, train=real.train, holdout=real.holdout, settings=pictures
     ) as roles:
-        chosen: dict[int, str] = {}
-        for place in decisions:
-            chosen |= read_decisions(Path(place), facts)
+        chosen = _read_all_decisions([Path(place) for place in decisions], facts)
         _check_images(roles.synthetic.folder)
-        _begin(out, wanted)
-        work = _Work(out, facts, roles, policy, tuple(formats), override, about, measured, signed, seed, device)
-        return work.go(chosen, real, wanted)
+        try:
+            _begin(out, wanted)
+            work = _Work(out, facts, roles, policy, tuple(formats), override, about, measured, signed, seed, device)
+            return work.go(chosen, real, wanted)
+        except OSError as error:
+            raise RunError(
+                f"{error.filename or out} cannot be written ({error.strerror or error}). Nothing has left: make room "
+                "and repeat the command to go on."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -200,20 +207,22 @@ class _Work:
         screening = screen(self.facts, chosen, self.policy)
         first = self._judge(screening, None, stale)
         second = None
-        # What is held in any case is not worth minutes of a second audit.
-        if (self.override is not None and not stale) or all(
-            clause.passed for clause in first.clauses if not clause.name.startswith("second")
-        ):
+        # What is held in any case is not worth minutes of a second audit. An audit of other images says nothing of
+        # these, and so does nobody who would overrule it.
+        may_leave = not stale and bool(screening.kept.any())
+        overruled = self.override is not None and may_leave
+        if overruled or all(clause.passed for clause in first.clauses if not clause.name.startswith("second")):
             second = self._audit_again(screening, real)
         gate = self._judge(screening, second, stale) if second is not None else first
-        if gate.decision == "HELD" and self.override is None:
+        if gate.decision == "HELD" and (not overruled or gate.kept == 0):
             return self._finish(gate, None, None, wanted)
         bundle, search = self._bundle(gate, screening)
         if search.leaks:
             shutil.rmtree(bundle)
             gate = _with_leaks(gate, search)
             return self._finish(gate, None, search, wanted)
-        return self._finish(gate, bundle, search, wanted)
+        bundle.rename(self.out / BUNDLE)
+        return self._finish(gate, self.out / BUNDLE, search, wanted)
 
     def _judge(self, screening: Screening, second: AuditFacts | None, stale: Sequence[str]) -> GateResult:
         return judge(self.policy, self.facts, screening, second, fresh=stale, signatures=self.signed)
@@ -251,9 +260,10 @@ class _Work:
         return read_facts(again)
 
     def _bundle(self, gate: GateResult, screening: Screening) -> tuple[Path, SearchResult]:
-        """Write all that leaves the house, and search it."""
-        bundle, place = self.out / BUNDLE, self.out / INTERNAL / REMAINDER
-        shutil.rmtree(bundle, ignore_errors=True)  # of an interrupted release
+        """Write all that leaves the house, and search it. It gets its place only when nothing was found."""
+        bundle, place = self.out / INTERNAL / BUNDLE, self.out / INTERNAL / REMAINDER
+        for begun in (bundle, self.out / BUNDLE):
+            shutil.rmtree(begun, ignore_errors=True)  # of an interrupted release
         bundle.mkdir(parents=True)
         if folders.kind_of(place) != "samples":
             shutil.rmtree(place, ignore_errors=True)
@@ -261,8 +271,6 @@ class _Work:
         remainder = open_images(place, kind="samples")
         dropped = np.isin(np.flatnonzero(screening.kept), gate.removed_by_second_rows)
         rows = np.flatnonzero(~dropped).astype(np.int64)
-        if not len(rows):
-            raise RunError(f"{self.out}: nothing remains that could be released. Draw more samples.")
         cohort = self.roles.train.folder
         write_images(
             remainder, rows, bundle, formats=self.formats, grid=nominal_grid(cohort), note=_note(gate, self.override)
@@ -401,6 +409,28 @@ def _hold_unaudited(
         content=document | {"bundle_digest": None, "internal": True},
     )
     return ReleaseResult(out, None, gate, None, None)
+
+
+def _check_place(out: Path, given: Sequence[str | Path | None]) -> None:
+    """A release lies in no folder that it is made of: that folder would not be what it was."""
+    for place in given:
+        if place is not None and out.resolve().is_relative_to(Path(place).resolve()):
+            raise SettingsError(f"--out {out} lies in {place}, which is only read. Choose another --out.")
+
+
+def _read_all_decisions(places: Sequence[Path], facts: AuditFacts) -> dict[int, str]:
+    """Decisions of several stewards. Raises `SettingsError` where two disagree: who is right is not for us to say."""
+    chosen: dict[int, str] = {}
+    for place in places:
+        found = read_decisions(place, facts)
+        other = [row for row in found if chosen.get(row, found[row]) != found[row]]
+        if other:
+            raise SettingsError(
+                f"{place} says {found[other[0]]!r} of image {other[0]}, another --decisions file says "
+                f"{chosen[other[0]]!r} ({len(other)} such images). Let the stewards agree."
+            )
+        chosen |= found
+    return chosen
 
 
 def _match_signatures(policy: ReleasePolicy, given: Mapping[str, str]) -> dict[str, str]:

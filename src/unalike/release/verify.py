@@ -29,6 +29,7 @@ from unalike.engine import show_progress
 from unalike.errors import FolderError, InputError
 from unalike.images.quiet import QUIET
 from unalike.records import Pixels
+from unalike.release.card import CARD, DATASHEET, KIND, PAGE, README, SCHEMA
 from unalike.release.checksums import CHECKSUMS, read_lines, walk_files
 from unalike.release.descriptors import (
     describe,
@@ -40,10 +41,10 @@ from unalike.release.descriptors import (
 from unalike.release.images import COLUMNS, FORMATS, LABELS, PLACES, SEPARATOR
 from unalike.release.png import is_colour
 
-CARD = "card.json"
 TOLERANCE = 1e-3
 """Largest relative difference between the Fréchet distance of the card and the one recomputed."""
 _MOST_PROBLEMS = 50
+_FILES = frozenset({CARD, README, DATASHEET, PAGE, LABELS})
 _LARGEST_IMAGE = 2**27  # pixels
 _LARGEST_VOLUME = 2**31  # voxels
 _LARGEST_TEXT = 2**28  # bytes of card.json, labels.csv, checksums.sha256
@@ -144,6 +145,8 @@ def _check_files(bundle: Path, problems: list[str]) -> set[str]:
             found.add(name)
     problems += [f"{_quote(name)} is not listed in {CHECKSUMS}" for name in sorted(found - set(listed))]
     problems += [f"{_quote(name)} is missing" for name in sorted(set(listed) - found)]
+    strange = [name for name in sorted(found & set(listed)) if not _is_known(name)]
+    problems += [f"{_quote(name)} is nothing that unalike puts into a bundle" for name in strange]
     both = sorted(found & set(listed))
     with show_progress("Checking files", total=len(both), unit="files") as progress:
         for name in both:
@@ -155,6 +158,11 @@ def _check_files(bundle: Path, problems: list[str]) -> set[str]:
                 problems.append(f"{_quote(name)} was changed")
             progress.advance()
     return set(both)
+
+
+def _is_known(name: str) -> bool:
+    """Whether a bundle has files of this name; which of the images belong there, the table says."""
+    return name in _FILES or name.startswith(tuple(f"{place}/" for place in PLACES.values()))
 
 
 def _quote(name: str) -> str:
@@ -180,6 +188,8 @@ def _read_card(bundle: Path, sound: set[str]) -> Mapping[str, Any]:
         raise _Problem(f"{CARD} cannot be read as JSON, so images were not looked at") from error
     if not isinstance(card, dict):
         raise _Problem(f"{CARD} is no card")
+    if (card.get("kind"), card.get("schema")) != (KIND, SCHEMA):
+        raise _Problem(f"{CARD} is of another version than {KIND}, schema {SCHEMA}: images were not looked at")
     return card
 
 

@@ -16,6 +16,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -173,10 +174,11 @@ def run_study(
     Raises `SettingsError` listing all that is wrong with the file, `FolderError` if ``out`` is somebody else's or a
     study is running there, and `RunError` if the study itself cannot write there.
     """
-    study = read_study(file, data, seed=seed)
-    out = Path(out)
     if workers < 1:
         raise SettingsError(f"--workers {workers}: give 1 or more.")
+    _check_scheduler(scheduler)
+    study = read_study(file, data, seed=seed)
+    out = Path(out)
     cells = plan_cells(study, out)
     chosen = _choose(cells, only)
     if dry_run:
@@ -211,6 +213,8 @@ def list_commands(
     chosen = _choose(cells, only)
     options = _Options(scheduler=scheduler, device=device)
     lines = []
+    if any("--key" in cell.argv for cell in cells if cell.name in chosen):
+        lines.append("# --key FILE is written by the study; typed by hand, leave it out")
     for cell in cells:
         if cell.name not in chosen:
             continue
@@ -220,6 +224,17 @@ def list_commands(
         line = shlex.join(["unalike", *cell.argv, *_told(cell, options)])
         lines.append(f"# done: {line}" if _is_done(cell) else line)
     return tuple(dict.fromkeys(lines))
+
+
+def _check_scheduler(address: str | None) -> None:
+    """Raise `SettingsError` for a scheduler that does not answer: every cell that needs it would fail."""
+    if address is None:
+        return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise SettingsError(f"--scheduler {address} does not answer ({error}). Start it: dask scheduler.") from error
 
 
 def _choose(cells: Sequence[Cell], only: str | None) -> set[str]:
