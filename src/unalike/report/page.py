@@ -148,9 +148,10 @@ def _draw_overview(audits: Sequence[Audit], directory: Path) -> Markup:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def page_environment(*before: str) -> jinja2.Environment:
+    """The report's templates, look and ways to write numbers; templates of the packages ``before`` go first."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("unalike.report"),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in (*before, "unalike.report")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -181,7 +182,7 @@ def _render(
     )
     try:
         return (
-            _environment()
+            page_environment()
             .get_template("page.html.j2")
             .render(
                 views=views,

@@ -6,20 +6,18 @@ paper. `write_results` writes everything; a part that cannot be made is told on 
 
 from __future__ import annotations
 
-import functools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from unalike import folders
 from unalike.errors import FolderError
 from unalike.report.figures import save_figure
+from unalike.report.page import page_environment
 from unalike.report.section import FigureView, PictureView, Section, keep_figure, read_picture_file
 from unalike.report.tables import write_tables
-from unalike.report.words import format_count, format_number, format_percent, format_probability, format_value
+from unalike.report.words import format_count
 from unalike.study.layouts import akbar2025, dewilde2023, nafi2024
 from unalike.study.layouts.generic import UNREADABLE, Part, Results, list_failures, summarize
 from unalike.study.layouts.papers import find_paper, list_papers
@@ -125,7 +123,7 @@ def _write_page(results: Results, made: Sequence[Section], place: Path, *, share
     page = Path(folders.REPORT)
     path = place / (f"{page.stem}-shareable{page.suffix}" if shareable else page.name)
     html = (
-        _environment()
+        page_environment("unalike.study")
         .get_template("study.html.j2")
         .render(
             title=result.title,
@@ -153,23 +151,3 @@ def _without_pictures(section: Section) -> Section:
         figures=section.figures,
         notes=section.notes,
     )
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    """The report's templates and look, with the study's page over them."""
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader("unalike.study"), jinja2.PackageLoader("unalike.report")]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": format_number,
-        "percent": format_percent,
-        "count": format_count,
-        "probability": format_probability,
-        "as_kind": format_value,
-    }
-    return environment
