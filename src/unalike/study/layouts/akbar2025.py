@@ -296,6 +296,7 @@ def answer_findings(results: Results) -> Part:
             Column("finding"),
             Column("first"),
             Column("second"),
+            Column("answer"),
             Column("difference of the mean highest correlations", "number"),
             Column("difference of the excesses", "number"),
             Column("excess of the first", "number"),
@@ -304,7 +305,6 @@ def answer_findings(results: Results) -> Part:
             Column("flagged, second", "share"),
             Column("by excess"),
             Column("by flags"),
-            Column("answer"),
         ),
         tuple(rows),
         notes,
@@ -334,6 +334,7 @@ def _compare(results: Results, each: Comparison) -> tuple[tuple[Cell, ...], Answ
     return (
         each.finding,
         *names,
+        answer,
         raw,
         excess,
         *own_cells,
@@ -341,7 +342,6 @@ def _compare(results: Results, each: Comparison) -> tuple[tuple[Cell, ...], Answ
         flagged_of(second),
         by_excess,
         by_flags,
-        answer,
     ), answer
 
 
