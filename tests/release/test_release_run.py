@@ -138,6 +138,18 @@ def test_another_audit_holds_with_exit_code_three(
     assert folders.read_header(out, kind="release").content["decision"] == "HELD"
 
 
+def test_the_command_gives_one_json_document(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('copy_rate = 0.2\nexposed = 0.5\ncloser = 1.0\nsecond = "local"\n')
+    arguments = [str(world / "clean"), "--audit", str(world / "audit-clean"), "--out", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert run_command(["release", *arguments, "--policy", str(policy), "--json"]) == 0  # the cohort lies beside
+    said = json.loads(capsys.readouterr().out)
+    assert said["decision"] in ("RELEASE", "FILTERED")
+    assert Path(said["bundle"]).is_dir()
+    assert {clause["name"] for clause in said["clauses"]} >= {"fresh audit", "copy rate", "second finds"}
+
+
 def test_a_missing_audit_holds_and_the_same_place_serves_again(world: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     held = release_samples(samples=world / "clean", audit=tmp_path / "nowhere", out=out)

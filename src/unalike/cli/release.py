@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from unalike.cli.output import Device, DryRun, Json, Seed, print_json, require_paths
 from unalike.errors import HeldError, SettingsError
+from unalike.folders import read_json
 from unalike.records import as_json
 
 if TYPE_CHECKING:
@@ -126,9 +127,8 @@ def release(
         device=device,
     )
     if json:
-        print_json(
-            {"release": result.path, "bundle": result.bundle, "overridden": result.overridden} | as_json(result.gate)
-        )
+        decision = read_json(result.path / "decision.json")
+        print_json({"release": result.path, "bundle": result.bundle, "overridden": result.overridden} | decision)
     else:
         print("\n".join(_tell(result)), file=sys.stdout if result.leaves else sys.stderr)
     if not result.leaves:
