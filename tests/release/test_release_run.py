@@ -290,6 +290,29 @@ def test_a_bundle_gets_its_place_only_when_it_was_searched(
     assert verify_bundle(release(world, tmp_path / "out").bundle).passed
 
 
+def test_an_interrupted_release_does_not_go_on_with_other_decisions(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unalike.release import run as room
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "search_bundle", stop)
+        with pytest.raises(KeyboardInterrupt):
+            release(world, tmp_path / "out")
+    document = {
+        "kind": "decisions",
+        "schema": 1,
+        "audit": folders.digest_of(world / "audit-clean", kind="audit"),
+        "pairs": [{"query": 5, "reference": 0, "decision": "copy", "note": ""}],
+    }
+    (tmp_path / "late.json").write_text(json.dumps(document))
+    with pytest.raises(FolderError, match="other settings"):
+        release(world, tmp_path / "out", decisions=[tmp_path / "late.json"])
+
+
 def test_a_find_of_the_search_takes_the_bundle_away_whatever_anybody_says(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

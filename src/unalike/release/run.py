@@ -134,7 +134,7 @@ def release_samples(
     if not formats:
         raise SettingsError("--formats: name at least one of png, nifti, dicom, samples.")
     signed = _match_signatures(policy, signatures or {})
-    wanted = {
+    wanted: dict[str, Any] = {
         "samples": Path(samples).name,
         "policy": asdict(policy),
         "formats": list(formats),
@@ -157,6 +157,8 @@ def release_samples(
     ) as roles:
         chosen = _read_all_decisions([Path(place) for place in decisions], facts)
         _check_images(roles.synthetic.folder)
+        # What an interrupted release has found holds only for the same audit and the same decisions.
+        wanted |= {"audit": facts.digest, "decisions": {str(row): chosen[row] for row in sorted(chosen)}}
         try:
             _begin(out, wanted)
             work = _Work(out, facts, roles, policy, tuple(formats), override, about, measured, signed, seed, device)
