@@ -39,6 +39,7 @@ _HOMES = {
     "ReleasePolicy": "unalike.release.policy",
     "ReleaseResult": "unalike.release.run",
     "StyleganSettings": "unalike.generators.stylegan.settings",
+    "TrackerSettings": "unalike.generators.trackers",
     "UnalikeError": "unalike.errors",
     "UtilitySettings": "unalike.utility.settings",
     "WatchSettings": "unalike.runs.settings",
@@ -50,6 +51,7 @@ _HOMES = {
     "draw_evidence": "unalike.explain.evidence",
     "draw_samples": "unalike.runs.sample",
     "drop_subject": "unalike.cohort.removal",
+    "examine_machine": "unalike.study.doctor",
     "explain_predictions": "unalike.explain.run",
     "find_leaks": "unalike.cohort.compare",
     "find_matches": "unalike.similarity.correlation",
@@ -121,6 +123,7 @@ if TYPE_CHECKING:
     from unalike.generators.settings import DrawSettings as DrawSettings
     from unalike.generators.stylegan.model import load_generator as load_generator
     from unalike.generators.stylegan.settings import StyleganSettings as StyleganSettings
+    from unalike.generators.trackers import TrackerSettings as TrackerSettings
     from unalike.records import Estimate as Estimate
     from unalike.release.leaks import search_bundle as search_bundle
     from unalike.release.model import release_model as release_model
@@ -144,6 +147,7 @@ if TYPE_CHECKING:
     from unalike.similarity.correlation import correlate as correlate
     from unalike.similarity.correlation import find_matches as find_matches
     from unalike.study.demo import run_demo as run_demo
+    from unalike.study.doctor import examine_machine as examine_machine
     from unalike.study.run import run_study as run_study
     from unalike.study.settings import DemoSettings as DemoSettings
     from unalike.study.steps import compare_steps as compare_steps
