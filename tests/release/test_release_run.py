@@ -210,6 +210,19 @@ def test_an_override_is_written_into_everything_that_leaves(world: Path, tmp_pat
     assert verify_bundle(bundle).passed
 
 
+@pytest.mark.parametrize("forged", ["patients.csv", "card.json"])
+def test_a_bundle_with_new_checksums_holds_nothing_strange(world: Path, tmp_path: Path, forged: str) -> None:
+    from unalike.release.checksums import write_checksums
+
+    bundle = release(world, tmp_path / "out").bundle
+    card = json.loads((bundle / "card.json").read_text())
+    (bundle / forged).write_text("name\n" if forged == "patients.csv" else json.dumps(card | {"schema": 99}))
+    write_checksums(bundle)
+    checked = verify_bundle(bundle)
+    assert not checked.passed
+    assert any(forged in problem for problem in checked.problems)
+
+
 def test_an_override_needs_a_reason(world: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--reason"):
         release(world, tmp_path / "out", override=Override(" "))

@@ -31,7 +31,8 @@ def verify(bundle: Path, *, json: Json = False) -> None:
     else:
         print(f"{found.files} files, {found.images} images")
         for name, value in found.recomputed.items():
-            print(f"computed anew: {name}: {value}")
+            told = {side: "nothing" if number is None else f"{number:.4g}" for side, number in value.items()}
+            print(f"computed anew: {name} {told['found']}, the card says {told['card']}")
         if not found.recomputed:
             print("no number could be computed anew: the card holds no reference")
         for problem in found.problems[:MOST]:
