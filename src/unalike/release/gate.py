@@ -410,9 +410,9 @@ def _judge_second(
     measure = policy.second
     if second is None:
         wish = f"what remains audited again, with the measure {measure}"
-        found = "not reached: it is made where all else passes"
+        says = "not reached: it is made where all else passes"
         step = "Nothing is to be done here before the others hold."
-        return (Clause("second audit made", wish, found, False, step),)
+        return (Clause("second audit made", wish, says, False, step),)
     problem = "there is none." if second is None else _misfit(policy, facts, second, remainder)
     made = Clause(
         "second audit made",
