@@ -287,9 +287,8 @@ def test_an_audit_of_other_images_cannot_be_overruled(world: Path, tmp_path: Pat
     assert not (tmp_path / "out" / "bundle").exists()
 
 
-def test_a_bundle_gets_its_place_only_when_it_was_searched(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupt_before_the_search(world: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release of the clean samples whose bundle is written and not yet searched."""
     from unalike.release import run as room
 
     def stop(*_: object) -> None:
@@ -298,7 +297,13 @@ def test_a_bundle_gets_its_place_only_when_it_was_searched(
     with monkeypatch.context() as patch:
         patch.setattr(room, "search_bundle", stop)
         with pytest.raises(KeyboardInterrupt):
-            release(world, tmp_path / "out")
+            release(world, out)
+
+
+def test_a_bundle_gets_its_place_only_when_it_was_searched(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_before_the_search(world, tmp_path / "out", monkeypatch)
     assert not (tmp_path / "out" / "bundle").exists()
     assert verify_bundle(release(world, tmp_path / "out").bundle).passed
 
@@ -306,15 +311,7 @@ def test_a_bundle_gets_its_place_only_when_it_was_searched(
 def test_an_interrupted_release_does_not_go_on_with_other_decisions(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unalike.release import run as room
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(room, "search_bundle", stop)
-        with pytest.raises(KeyboardInterrupt):
-            release(world, tmp_path / "out")
+    interrupt_before_the_search(world, tmp_path / "out", monkeypatch)
     document = {
         "kind": "decisions",
         "schema": 1,

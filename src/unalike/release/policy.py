@@ -161,7 +161,8 @@ def _meanings() -> dict[str, str]:
     body = next(node for node in parsed if isinstance(node, ast.ClassDef)).body
     meanings = {}
     for before, after in itertools.pairwise(body):
-        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and isinstance(after, ast.Expr):
-            text = ast.literal_eval(after.value)
-            meanings[before.target.id] = textwrap.fill(" ".join(str(text).split()), 100)
+        if not (isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)):
+            continue
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            meanings[before.target.id] = textwrap.fill(" ".join(str(after.value.value).split()), 100)
     return meanings
